@@ -1,0 +1,3 @@
+"""opadapt makes a trained ONNX model faster on one particular board. Start reading in adapt.py."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,66 @@
+"""The error tree.
+
+OpadaptError              anything that opadapt refuses; the command line prints it and exits with 2
+├── ModelError            an ONNX file that cannot be used
+├── DataError             data that is missing, or does not fit the model
+├── ConfigError           a YAML file, a flag or a shipped file that says something impossible
+├── DeviceError           a device that cannot be reached, or failed while measuring
+├── ProgramError          a program of math instructions that does not type-check or parse
+├── RunError              a run folder that cannot be written, resumed or found
+└── Refused               a candidate turned down; carries the stage and the reason
+"""
+
+from __future__ import annotations
+
+
+class OpadaptError(Exception):
+    """Base of all refusals: one sentence, then what was expected, what was found and what to do."""
+
+    def __init__(
+        self, message: str, *, expected: str | None = None, found: str | None = None, do: str | None = None
+    ) -> None:
+        self.message = message
+        self.expected = expected
+        self.found = found
+        self.do = do
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        for label, text in (("expected", self.expected), ("found", self.found), ("do", self.do)):
+            if text is not None:
+                lines.append(f"  {label}: {text}")
+        return "\n".join(lines)
+
+
+class ModelError(OpadaptError):
+    """An ONNX file that cannot be used."""
+
+
+class DataError(OpadaptError):
+    """Data that is missing or does not fit the model."""
+
+
+class ConfigError(OpadaptError):
+    """A YAML file, a flag or a shipped file that says something impossible."""
+
+
+class DeviceError(OpadaptError):
+    """A device that cannot be reached, or failed while measuring."""
+
+
+class ProgramError(OpadaptError):
+    """A program of math instructions that does not type-check or parse."""
+
+
+class RunError(OpadaptError):
+    """A run folder that cannot be written, resumed or found."""
+
+
+class Refused(OpadaptError):
+    """A candidate turned down by a stage of the evaluation, with the reason."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason

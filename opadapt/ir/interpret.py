@@ -1,0 +1,35 @@
+"""The meaning of a program: every instruction's numpy meaning, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from opadapt.errors import ProgramError
+from opadapt.ir.instructions import spec_of
+from opadapt.ir.program import Binding, Program
+from opadapt.ir.spec import Array
+
+
+def run(program: Program, inputs: Sequence[Array], binding: Binding) -> Array:
+    """Evaluate a program on float32 arrays (batch free). Raises ProgramError where an array does not fit."""
+    batch: set[int] = set()
+    for number, (expected, array) in enumerate(zip(program.inputs, inputs, strict=True)):
+        if expected.batch_axis is not None and array.ndim == expected.rank:
+            batch.add(array.shape[expected.batch_axis])
+        if array.ndim != expected.rank or array.shape != expected.at_batch(max(batch, default=1)):
+            raise ProgramError(f"input {number}", expected=str(expected), found=str(array.shape))
+    values: list[Array] = [np.asarray(a, dtype=np.float32) for a in inputs]
+    for step in program.body:
+        if step.op == "param":
+            value = binding.get(step.attr["name"])
+            if value is None or value.shape != step.attr["shape"]:
+                found = "nothing" if value is None else str(value.shape)
+                raise ProgramError(
+                    f"param '{step.attr['name']}'", expected=str(step.attr["shape"]), found=found
+                )
+            values.append(np.asarray(value, dtype=np.float32))
+        else:
+            values.append(spec_of(step.op).meaning([values[a] for a in step.args], step.attr))
+    return values[program.output]

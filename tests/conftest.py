@@ -1,0 +1,29 @@
+"""Shared fixtures: where the development models and data lie, if they lie anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("OPADAPT_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """The folder of real models; the test is skipped where it is absent."""
+    folder = SHARED / "models"
+    if not folder.is_dir():
+        pytest.skip(f"no real models at {folder} (set OPADAPT_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data; the test is skipped where it is absent."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set OPADAPT_SHARED)")
+    return folder
