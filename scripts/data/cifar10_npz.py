@@ -2,16 +2,15 @@
 
     python scripts/data/cifar10_npz.py SRC cifar10.npz
 
-SRC holds the folders cifar10_train and cifar10_test, each with 000.webp, 001.webp, ..., labels.npy and meta.json
-(n images of h x w pixels, ``per`` images a sheet, ``cols`` images a row of a sheet). The result has x_train and
-x_test (uint8 N,H,W,3) and y_train and y_test (uint8 N).
+SRC holds the folders cifar10_train and cifar10_test, each with 000.webp, 001.webp, ..., labels.npy and
+meta.json (n images of h x w pixels, ``per`` images a sheet, ``cols`` images a row of a sheet). The result has
+x_train and x_test (uint8 N,H,W,3) and y_train and y_test (uint8 N).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def main() -> None:
     arguments.target.parent.mkdir(parents=True, exist_ok=True)
     partial = arguments.target.with_suffix(".partial.npz")
     np.savez(partial, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-    os.replace(partial, arguments.target)
+    partial.replace(arguments.target)
 
 
 if __name__ == "__main__":
