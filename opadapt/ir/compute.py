@@ -48,7 +48,8 @@ def _contract_type(types: Types, attrs: Attrs) -> TensorType:
 
 
 def _contract(arrays: Arrays, attrs: Attrs) -> Array:
-    return np.einsum(attrs["einsum"], arrays[0], arrays[1], optimize=True).astype(np.float32)
+    result: Array = np.einsum(attrs["einsum"], arrays[0], arrays[1], optimize=True).astype(np.float32)
+    return result
 
 
 def _reduce_type(types: Types, attrs: Attrs) -> TensorType:
@@ -95,6 +96,10 @@ def _sigmoid(x: Array) -> Array:
     return (0.5 * (1.0 + np.tanh(0.5 * x.astype(np.float64)))).astype(np.float32)
 
 
+def _where(c: Array, x: Array, y: Array) -> Array:
+    return np.where(c > 0, x, y)
+
+
 def _normalize_type(types: Types, attrs: Attrs) -> TensorType:
     axis = attrs["axis"]
     need_axis(axis, types[0].rank, "normalize")
@@ -106,11 +111,12 @@ def _normalize_type(types: Types, attrs: Attrs) -> TensorType:
 
 
 def _normalize(arrays: Arrays, attrs: Attrs) -> Array:
-    """Batch normalisation at inference, arXiv 1502.03167 equation 11 (training uses the batch's statistics)."""
+    """Inference batch normalisation (training uses the batch's statistics). arXiv 1502.03167, equation 11."""
     x, scale, shift, mean, var = arrays
     shape = [-1 if i == attrs["axis"] else 1 for i in range(x.ndim)]
     factor = (scale / np.sqrt(var + np.float32(attrs["eps"]))).reshape(shape)
-    return ((x - mean.reshape(shape)) * factor + shift.reshape(shape)).astype(np.float32)
+    result: Array = ((x - mean.reshape(shape)) * factor + shift.reshape(shape)).astype(np.float32)
+    return result
 
 
 SPECS = [
@@ -144,7 +150,7 @@ SPECS = [
     _elementwise("tanh", 1, np.tanh),
     _elementwise("erf", 1, _erf),
     # where(c, x, y): x where c > 0, else y
-    _elementwise("where", 3, lambda c, x, y: np.where(c > 0, x, y)),
+    _elementwise("where", 3, _where),
     Spec("normalize", "normalize", 5, _normalize_type, _normalize, {"axis": "int", "eps": "float"}, 2e-5),
 ]
 

@@ -24,7 +24,7 @@ def _sized(shape: tuple[Dim, ...], axis: int, what: str) -> int:
 
 
 def _with(shape: tuple[Dim, ...], axis: int, size: Dim) -> TensorType:
-    return TensorType(shape[:axis] + (size,) + shape[axis + 1 :])
+    return TensorType((*shape[:axis], size, *shape[axis + 1 :]))
 
 
 def _pad_type(types: Types, attrs: Attrs) -> TensorType:
