@@ -51,7 +51,7 @@ def _is_int(value: Any) -> bool:
 
 _ATTR_CHECKS: dict[AttrKind, Any] = {
     "int": _is_int,
-    "float": lambda v: isinstance(v, float),
+    "float": lambda v: isinstance(v, float) and v == v,  # no NaN: it equals nothing, not even its own text
     "str": lambda v: isinstance(v, str),
     "ints": lambda v: isinstance(v, tuple) and all(map(_is_int, v)),
     "dims": lambda v: isinstance(v, tuple) and all(_is_int(d) or d == BATCH for d in v),
