@@ -1,0 +1,223 @@
+"""The report of a run: everything the terminal summary and the HTML page show, and nothing computed later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opadapt.errors import RunError
+from opadapt.measure.timing import Estimate
+
+SCHEMA_VERSION = 1
+Scalar = str | int | float | bool | None
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=True, revalidate_instances="always"
+    )
+
+
+class ModelFacts(_Part):
+    """One model file."""
+
+    path: str
+    sha256: str
+    opset: int
+    nodes: int
+    parameters: int = Field(description="elements of the floating-point initializers")
+    macs: int | None = Field(
+        description="multiply-accumulates at batch 1; None where not every operator is known"
+    )
+    inputs: dict[str, tuple[int | str, ...]] = Field(description="shapes; a free dimension is text")
+    outputs: dict[str, tuple[int | str, ...]] = Field(description="shapes; a free dimension is text")
+
+
+class DeviceFacts(_Part):
+    """What was measured on, and in which state it was."""
+
+    name: str
+    threads: int
+    conditions: dict[str, Scalar] = Field(
+        description="as the device told them: processor, runtime version, governor, temperature, throttling, ..."
+    )
+
+
+class LatencyFacts(_Part):
+    """The whole exported file against the original, measured in interleaved blocks after the search."""
+
+    original_s: Estimate
+    adapted_s: Estimate
+    speedup: Estimate = Field(description="original over adapted latency, paired over blocks")
+    noise_floor: float = Field(
+        ge=0, description="relative difference that an A/A comparison shows on this device"
+    )
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the speedup's interval lies above the noise floor."""
+        return self.speedup.low > 1 + self.noise_floor
+
+
+class Scores(_Part):
+    """One metric of both models on one split."""
+
+    samples: int
+    original: float
+    adapted: float
+    difference: Estimate = Field(
+        description="adapted minus original, in the metric's unit; paired 95 % interval"
+    )
+
+
+class AccuracyFacts(_Part):
+    metric: str
+    unit: str = Field(description="what follows a number: '%', 'BPM', or nothing")
+    higher_is_better: bool
+    tolerance: float = Field(description="how much worse the adapted model may be, in the metric's unit")
+    validation: Scores
+    test: Scores | None = Field(None, description="looked at once, after everything was decided")
+
+
+class Replacement(_Part):
+    """One region that runs another program now."""
+
+    region: str
+    kind: Literal["operator", "chain", "block"]
+    nodes: tuple[str, ...]
+    rule: str = Field(description="how the program came about: the rewrite rules and mutations")
+    before: str = Field(description="program text")
+    after: str = Field(description="program text")
+    latency_before_s: float
+    latency_after_s: float
+    parameters_before: int
+    parameters_after: int
+    damage: float = Field(
+        description="KL to the original (or NMSE without logits) of the whole model with it alone"
+    )
+
+
+class OperatorCost(_Part):
+    """Latency of one node of the original, and of what stands in its place (0 where it is gone)."""
+
+    name: str
+    op_type: str
+    latency_before_s: float
+    latency_after_s: float
+
+
+class Refusal(_Part):
+    """Candidates turned down at one stage for one reason."""
+
+    stage: str
+    reason: str
+    count: int = Field(ge=1)
+
+
+class Unexpanded(_Part):
+    """An operator that has no program, so cannot be replaced."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+class FrontPoint(_Part):
+    """A candidate program of one group: what it costs and what it breaks."""
+
+    group: str
+    label: str
+    latency_s: float
+    damage: float
+    parameters: int
+    on_front: bool
+    chosen: bool
+
+
+class TrainingPoint(_Part):
+    """One reading of a fine-tuning."""
+
+    attempt: int
+    epoch: float
+    loss: float
+    metric: float | None = None
+
+
+class Attempt(_Part):
+    """One selection that was assembled, fine-tuned and judged: the history of backing off."""
+
+    round: int
+    attempt: int
+    aim_speedup: float = Field(description="the speedup selection aimed at")
+    replacements: int
+    speedup: float | None = Field(description="measured; None where it never got that far")
+    difference: Estimate | None = Field(description="of the metric on validation, as in Scores")
+    accepted: bool
+    reason: str
+
+
+class Verdict(_Part):
+    adapted: bool = Field(description="whether anything was replaced; otherwise the export is the original")
+    target: str | None = Field(
+        description="as asked for, '2x' or '12ms'; None: as fast as the tolerance allows"
+    )
+    target_reached: bool | None
+    reason: str
+
+
+class Report(_Part):
+    """The whole report. Times in seconds; estimates carry their 95 % interval."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    created: str = Field(description="ISO 8601, UTC")
+    seed: int
+    verdict: Verdict
+    original: ModelFacts
+    adapted: ModelFacts
+    device: DeviceFacts
+    latency: LatencyFacts
+    accuracy: AccuracyFacts | None = Field(description="None without data: only exact replacements were made")
+    replacements: tuple[Replacement, ...] = ()
+    operators: tuple[OperatorCost, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    training: tuple[TrainingPoint, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    unexpanded: tuple[Unexpanded, ...] = ()
+    seconds: dict[str, float] = Field(default_factory=dict, description="wall time by phase")
+    versions: dict[str, str] = Field(default_factory=dict, description="of opadapt and what it stands on")
+    warnings: tuple[str, ...] = ()
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write the report; a reader sees the old file or the new one, never half of one. Raises RunError."""
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        new.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}", found=str(error)) from error
+
+
+def read_json(path: Path) -> Report:
+    """Read a report back, unchanged. Raises RunError for anything that ``write_json`` would not have written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"cannot read {path}", expected="the report of a finished run", found=str(error)
+        ) from error
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise RunError(
+            f"{path} is no report of this version ({place})",
+            expected=f"schema version {SCHEMA_VERSION}: {first['msg']}",
+            found=str(first["input"])[:80],
+            do="render it with the opadapt that wrote it, or `opadapt resume` the run",
+        ) from error
