@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,11 +20,30 @@ NDArrayAny = NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from and what its export goes back to."""
+    """Where a model came from and what its export goes back to.
+
+    ``original`` is the file as read, external data included; ``shapes`` are the input shapes pinned by the user.
+    """
 
     path: Path | None
     opset: int
     ir_version: int
+    original: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
+    shapes: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict, compare=False)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors a node reads, those captured by its subgraphs included; each once, in order."""
+    yield from dict.fromkeys(name for name in (*node.input, *_captured(node)) if name)
+
+
+def _captured(node: onnx.NodeProto) -> Iterator[str]:
+    for attribute in node.attribute:
+        for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+            own = {v.name for v in [*graph.input, *graph.initializer]}
+            own |= {name for inner in graph.node for name in inner.output}
+            wanted = [name for inner in graph.node for name in reads(inner)] + [o.name for o in graph.output]
+            yield from (name for name in wanted if name not in own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +74,14 @@ class Model:
 
     @cached_property
     def consumers(self) -> dict[str, tuple[str, ...]]:
-        """Tensor name -> names of the nodes that read it (graph outputs are not listed here)."""
+        """Tensor name -> names of the nodes that read it (graph outputs are not listed here).
+
+        A node whose subgraph captures the tensor counts as a reader.
+        """
         found: dict[str, list[str]] = {}
         for n in self.proto.graph.node:
-            for name in dict.fromkeys(n.input):
-                if name:
-                    found.setdefault(name, []).append(n.name)
+            for name in reads(n):
+                found.setdefault(name, []).append(n.name)
         return {name: tuple(readers) for name, readers in found.items()}
 
     @cached_property
