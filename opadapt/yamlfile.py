@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -95,7 +95,7 @@ def parse_yaml(text: str, name: str, folder: Path | None = None) -> Document:
     if node is None:
         return Document(name, folder, {}, {(): f"{name}:1:1"}, {})
     if not isinstance(node, MappingNode):
-        _fail(name, node, "the top level must be a mapping", "lines 'key: value'", _describe(node))
+        raise _error(name, node, "the top level must be a mapping", "lines 'key: value'", _describe(node))
     values = _Walk(name, places, keys).value(node, ())
     return Document(name, folder, values, places, keys)
 
@@ -107,10 +107,11 @@ def _compose(text: str, name: str) -> Node | None:
             kind = type(event).__name__
             depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
             if kind == "AliasEvent":
-                _fail(name, event, "aliases are not allowed", "the value itself", f"*{event.anchor}")
+                raise _error(name, event, "aliases are not allowed", "the value itself", f"*{event.anchor}")
             if depth > MAX_DEPTH:
-                _fail(name, event, "nested too deeply", f"at most {MAX_DEPTH} levels", "more")
-        return YAML(typ="safe", pure=True).compose(text)
+                raise _error(name, event, "nested too deeply", f"at most {MAX_DEPTH} levels", "more")
+        node: Node | None = YAML(typ="safe", pure=True).compose(text)
+        return node
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
@@ -141,19 +142,19 @@ class _Walk:
             return node.value
         if isinstance(node, ScalarNode) and node.tag in _PLAIN:
             return YAML(typ="safe", pure=True).constructor.construct_object(node, deep=True)
-        _fail(self.name, node, "tags are not allowed", "a plain value", str(node.tag))
+        raise _error(self.name, node, "tags are not allowed", "a plain value", str(node.tag))
 
     def _mapping(self, node: MappingNode, location: Location) -> dict[str, Any]:
         if node.tag != _TAG + "map":
-            _fail(self.name, node, "tags are not allowed", "a plain mapping", str(node.tag))
+            raise _error(self.name, node, "tags are not allowed", "a plain mapping", str(node.tag))
         result: dict[str, Any] = {}
         for key_node, child in node.value:
             if not isinstance(key_node, ScalarNode):
-                _fail(self.name, key_node, "a key must be text", "a word", _describe(key_node))
+                raise _error(self.name, key_node, "a key must be text", "a word", _describe(key_node))
             key = str(key_node.value)
             inner = (*location, key)
             if key in result:
-                _fail(
+                raise _error(
                     self.name, key_node, f"key '{key}' occurs twice", f"once (at {self.keys[inner]})", "two"
                 )
             self.keys[inner] = _place(self.name, key_node)
@@ -166,11 +167,17 @@ def _place(name: str, node: Any) -> str:
 
 
 def _describe(node: Node) -> str:
-    return {MappingNode: "a mapping", SequenceNode: "a list"}.get(type(node), repr(node.value))
+    return (
+        "a mapping"
+        if isinstance(node, MappingNode)
+        else "a list"
+        if isinstance(node, SequenceNode)
+        else repr(node.value)
+    )
 
 
-def _fail(name: str, node: Any, message: str, expected: str, found: str) -> NoReturn:
-    raise ConfigError(f"{_place(name, node)}: {message}", expected=expected, found=found)
+def _error(name: str, node: Any, message: str, expected: str, found: str) -> ConfigError:
+    return ConfigError(f"{_place(name, node)}: {message}", expected=expected, found=found)
 
 
 def with_overrides(document: Document, overrides: Sequence[Override]) -> Document:

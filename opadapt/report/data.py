@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opadapt.errors import RunError
-from opadapt.measure.timing import Estimate
+from opadapt.measure.timing import Estimate, faster
 
 SCHEMA_VERSION = 1
 Scalar = str | int | float | bool | None
@@ -28,9 +28,7 @@ class ModelFacts(_Part):
     opset: int
     nodes: int
     parameters: int = Field(description="elements of the floating-point initializers")
-    macs: int | None = Field(
-        description="multiply-accumulates at batch 1; None where not every operator is known"
-    )
+    macs: int | None = Field(description="MACs at batch 1; None where an operator is unknown")
     inputs: dict[str, tuple[int | str, ...]] = Field(description="shapes; a free dimension is text")
     outputs: dict[str, tuple[int | str, ...]] = Field(description="shapes; a free dimension is text")
 
@@ -41,7 +39,7 @@ class DeviceFacts(_Part):
     name: str
     threads: int
     conditions: dict[str, Scalar] = Field(
-        description="as the device told them: processor, runtime version, governor, temperature, throttling, ..."
+        description="as the device told them: processor, runtime version, governor, heat, throttling"
     )
 
 
@@ -51,14 +49,12 @@ class LatencyFacts(_Part):
     original_s: Estimate
     adapted_s: Estimate
     speedup: Estimate = Field(description="original over adapted latency, paired over blocks")
-    noise_floor: float = Field(
-        ge=0, description="relative difference that an A/A comparison shows on this device"
-    )
+    noise_floor: float = Field(ge=0, description="relative difference that an A/A run shows")
 
     @property
     def is_gain(self) -> bool:
         """Whether the speedup's interval lies above the noise floor."""
-        return self.speedup.low > 1 + self.noise_floor
+        return faster(self.speedup, self.noise_floor)
 
 
 class Scores(_Part):
@@ -67,9 +63,7 @@ class Scores(_Part):
     samples: int
     original: float
     adapted: float
-    difference: Estimate = Field(
-        description="adapted minus original, in the metric's unit; paired 95 % interval"
-    )
+    difference: Estimate = Field(description="adapted minus original, in the metric's unit; paired")
 
 
 class AccuracyFacts(_Part):
@@ -95,7 +89,7 @@ class Replacement(_Part):
     parameters_before: int
     parameters_after: int
     damage: float = Field(
-        description="KL to the original (or NMSE without logits) of the whole model with it alone"
+        description="of the whole model's outputs with it alone: KL, or NMSE without class scores"
     )
 
 
@@ -160,9 +154,7 @@ class Attempt(_Part):
 
 class Verdict(_Part):
     adapted: bool = Field(description="whether anything was replaced; otherwise the export is the original")
-    target: str | None = Field(
-        description="as asked for, '2x' or '12ms'; None: as fast as the tolerance allows"
-    )
+    target: str | None = Field(description="'2x' or '12ms' as asked for; None: as fast as possible")
     target_reached: bool | None
     reason: str
 
@@ -203,7 +195,7 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def read_json(path: Path) -> Report:
-    """Read a report back, unchanged. Raises RunError for anything that ``write_json`` would not have written."""
+    """Read a report back. Raises RunError for anything that ``write_json`` would not have written."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
