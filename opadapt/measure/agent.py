@@ -9,7 +9,7 @@ answer on stdout: ``{"id", "do", ...}`` -> ``{"id", ...}`` or ``{"id", "error": 
     time     models, timing   latency_s[model][block], order, runs, conditions
     profile  model, timing    kernels, the path of the optimised model, un-profiled times
     run      model, feeds     the path of the outputs
-    forget   paths            how many files were removed
+    forget   paths            how many files were removed, those made of them included
 
 Whoever sends files puts them into ``folder``; it goes with everything in it when stdin closes. What touches
 onnxruntime runs in a child process, so an illegal instruction, a segmentation fault, the memory killer or a
@@ -34,7 +34,10 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PROTOCOL = 1
 PROVIDER = "CPUExecutionProvider"
@@ -278,7 +281,8 @@ def _do_run(request: dict[str, Any]) -> dict[str, Any]:
     _stage("model 0: running")
     outputs = session.run(None, feeds)
     path = request["model"] + ".outputs.npz"
-    np.savez(path, **{f"a{i}": np.asarray(value) for i, value in enumerate(outputs)})
+    arrays = {f"a{i}": np.asarray(value) for i, value in enumerate(outputs)}
+    np.savez(path, allow_pickle=False, **arrays)
     return {"outputs": path, "names": [output.name for output in session.get_outputs()]}
 
 
@@ -355,14 +359,14 @@ class Agent:
     def collect(self, process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
         """The child's output up to its end, None after the time limit. Watches stdin, whose end ends all."""
         assert process.stdout is not None
-        output, deadline = b"", time.monotonic() + limit_s
+        pipe, output, deadline = process.stdout.fileno(), b"", time.monotonic() + limit_s
         while True:
             left = deadline - time.monotonic()
-            ready = select.select([0, process.stdout], [], [], max(0.0, left))[0]
+            ready = select.select([0, pipe], [], [], max(0.0, left))[0]
             if 0 in ready:
                 self.take_input()
-            if process.stdout in ready:
-                data = os.read(process.stdout.fileno(), 1 << 16)
+            if pipe in ready:
+                data = os.read(pipe, 1 << 16)
                 if not data:
                     return output
                 output += data
@@ -406,10 +410,13 @@ class Agent:
             shutil.rmtree(folder, ignore_errors=True)
 
     def forget(self, paths: list[str]) -> dict[str, Any]:
-        mine = [p for p in map(Path, paths) if p.resolve().parent == self.folder and p.is_file()]
-        for path in mine:
-            path.unlink()
-        return {"removed": len(mine)}
+        """Remove files of the agent's folder, and those made of them (``path.*``)."""
+        removed = 0
+        for file in self.folder.iterdir():
+            if any(str(file) == path or str(file).startswith(path + ".") for path in paths):
+                file.unlink()
+                removed += 1
+        return {"removed": removed}
 
     def answer(self, line: bytes) -> dict[str, Any]:
         request: dict[str, Any] = {}
