@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,6 +33,23 @@ class ModelFacts(_Part):
     macs: int | None = Field(description="MACs at batch 1; None where an operator is unknown")
     inputs: dict[str, tuple[int | str, ...]] = Field(description="shapes; a free dimension is text")
     outputs: dict[str, tuple[int | str, ...]] = Field(description="shapes; a free dimension is text")
+
+
+def flat_conditions(conditions: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """Nested conditions as one level of dotted names, lists as text: what ``DeviceFacts`` takes."""
+    flat: dict[str, Scalar] = {}
+    for key, value in conditions.items():
+        if isinstance(value, Mapping):
+            flat |= flat_conditions(value, f"{prefix}{key}.")
+        elif (
+            value is None
+            or isinstance(value, (str, bool, int))
+            or (isinstance(value, float) and isfinite(value))
+        ):
+            flat[f"{prefix}{key}"] = value
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
 
 
 class DeviceFacts(_Part):
@@ -73,6 +92,11 @@ class AccuracyFacts(_Part):
     tolerance: float = Field(description="how much worse the adapted model may be, in the metric's unit")
     validation: Scores
     test: Scores | None = Field(None, description="looked at once, after everything was decided")
+
+    @property
+    def splits(self) -> tuple[tuple[str, Scores], ...]:
+        """The scores with the names of their splits, the one that decides first."""
+        return (("validation", self.validation), *((("test", self.test),) if self.test else ()))
 
 
 class Replacement(_Part):
