@@ -1,0 +1,217 @@
+"""Initial values of the parameters a rewrite makes, from the matched ones. A table of small closed forms.
+
+Every function takes the rng first, then arrays, integers and strings as the rule writes them, and gives one
+array or a tuple of arrays. All compute in float64 and are cast to float32 by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opadapt.errors import ProgramError
+
+Rng = np.random.Generator
+Real = NDArray[np.float64]
+
+
+def _keep(rng: Rng, w: Real) -> Real:
+    return w
+
+
+def _slice(rng: Rng, w: Real, axis: int, start: int, stop: int) -> Real:
+    return np.take(w, range(start, stop), axis=axis)
+
+
+def _take(rng: Rng, w: Real, indexes: Real, axis: int) -> Real:
+    return np.take(w, indexes.astype(np.int64), axis=axis)
+
+
+def _mean(rng: Rng, w: Real, axes: Sequence[int]) -> Real:
+    return np.asarray(w.mean(axis=tuple(axes)))
+
+
+def _sum(rng: Rng, w: Real, axes: Sequence[int]) -> Real:
+    return np.asarray(w.sum(axis=tuple(axes)))
+
+
+def _zeros(rng: Rng, shape: Sequence[int]) -> Real:
+    return np.zeros(tuple(shape))
+
+
+def _kaiming(rng: Rng, shape: Sequence[int], fan: int) -> Real:
+    """Normal, with variance 2 / fan. arXiv 1502.01852, equation 10."""
+    return rng.standard_normal(tuple(shape)) * math.sqrt(2.0 / fan)
+
+
+def _identity(rng: Rng, size: int, kernel: Sequence[int] = ()) -> Real:
+    """The weights [size, size, *kernel] of a dense layer or convolution that gives back its input."""
+    return _tap(rng, np.eye(size), tuple(kernel))
+
+
+def _tap(rng: Rng, w: Real, kernel: Sequence[int]) -> Real:
+    """``w`` at the centre of kernels that are zero elsewhere: [..., *kernel]."""
+    result = np.zeros((*w.shape, *kernel))
+    result[(slice(None),) * w.ndim + tuple(k // 2 for k in kernel)] = w
+    return result
+
+
+def _crop(rng: Rng, w: Real, size: Sequence[int]) -> Real:
+    """The centre of the last axes, ``size`` elements of each; a size of 0 takes the one central element."""
+    for axis, want in enumerate(size, start=w.ndim - len(size)):
+        low = (w.shape[axis] - max(want, 1)) // 2
+        w = np.take(w, range(low, low + max(want, 1)), axis=axis)
+    return w.reshape(*w.shape[: w.ndim - len(size)], *(s for s in size if s))
+
+
+def _reshape(rng: Rng, w: Real, shape: Sequence[int]) -> Real:
+    return w.reshape(tuple(shape))
+
+
+def _einsum(rng: Rng, text: str, *operands: Real) -> Real:
+    return np.asarray(np.einsum(text, *operands, optimize=True))
+
+
+def _add(rng: Rng, a: Real, b: Real) -> Real:
+    return a + b
+
+
+def _subtract(rng: Rng, a: Real, b: Real) -> Real:
+    return a - b
+
+
+def _multiply(rng: Rng, a: Real, b: Real) -> Real:
+    return a * b
+
+
+def _rows(rng: Rng, w: Real, s: Real) -> Real:
+    """``w`` with element i of its first axis scaled by s[i]."""
+    return w * s.reshape(-1, *(1,) * (w.ndim - 1))
+
+
+def _norm_scale(rng: Rng, scale: Real, var: Real, eps: float) -> Real:
+    """The factor of inference batch normalisation. arXiv 1502.03167, section 3.1."""
+    return scale / np.sqrt(var + eps)
+
+
+def _factor(rng: Rng, w: Real, text: str, rank: int = 1) -> tuple[Real, Real]:
+    """The best two factors of a tensor, by truncated SVD, batched over letters that both have.
+
+    ``factor(w, "ocij->rci,orj", rank=8)``: w[o,c,i,j] ~ sum over r of a[r,c,i] b[o,r,j]. The rank letter is the
+    one that w lacks (none: rank 1, summed away). Each takes the square root of the singular values.
+    """
+    whole, _, parts = text.partition("->")
+    first, _, second = parts.partition(",")
+    extra = sorted((set(first) | set(second)) - set(whole))
+    letter = extra[0] if extra else "_"
+    shared = [c for c in whole if c in first and c in second]
+    left = [c for c in whole if c in first and c not in second]
+    right = [c for c in whole if c in second and c not in first]
+    if len(extra) > 1 or len(shared) + len(left) + len(right) != len(whole) or len(whole) != w.ndim:
+        raise ProgramError("factor: letters", expected=f"{w.ndim} letters, all in the factors", found=text)
+    size = dict(zip(whole, w.shape, strict=True))
+    order = [whole.index(c) for c in (*shared, *left, *right)]
+    rows, columns = math.prod(size[c] for c in left), math.prod(size[c] for c in right)
+    if not 1 <= rank <= min(rows, columns):
+        raise ProgramError("factor: rank", expected=f"1 to {min(rows, columns)}", found=str(rank))
+    batch = tuple(size[c] for c in shared)
+    u, s, v = np.linalg.svd(np.transpose(w, order).reshape(*batch, rows, columns), full_matrices=False)
+    root = np.sqrt(s[..., :rank])
+    a = (u[..., :rank] * root[..., None, :]).reshape(*batch, *(size[c] for c in left), rank)
+    b = (root[..., None] * v[..., :rank, :]).reshape(*batch, rank, *(size[c] for c in right))
+    return _lay([*shared, *left, letter], first, a), _lay([*shared, letter, *right], second, b)
+
+
+def _lay(have: list[str], want: str, array: Real) -> Real:
+    """Axes in the order wanted; the rank axis, of size 1, goes where it is not wanted."""
+    absent = [axis for axis, letter in enumerate(have) if letter not in want]
+    kept = [letter for letter in have if letter in want]
+    return np.transpose(array.squeeze(tuple(absent)), [kept.index(letter) for letter in want])
+
+
+def _tucker(rng: Rng, w: Real, out_rank: int, in_rank: int) -> tuple[Real, Real, Real]:
+    """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c], by higher-order SVD. arXiv 1511.06530, section 3.1."""
+    a = np.linalg.svd(w.reshape(w.shape[0], -1), full_matrices=False)[0][:, :out_rank]
+    b = np.linalg.svd(np.moveaxis(w, 1, 0).reshape(w.shape[1], -1), full_matrices=False)[0][:, :in_rank]
+    return b.T, np.einsum("oc...,os,cr->sr...", w, a, b, optimize=True), a
+
+
+def _grouped(rng: Rng, w: Real, groups: int) -> Real:
+    """w[O,C,...] -> [G,O/G,C/G,...]: output j*G+g (a channel shuffle) keeps its weights on input group g."""
+    out, inner = w.shape[0] // groups, w.shape[1] // groups
+    split = w.reshape(out, groups, groups, inner, *w.shape[2:])
+    return np.stack([split[:, g, g] for g in range(groups)])
+
+
+def _channels(rng: Rng, keep: int, *weights: Real) -> Real:
+    """Indexes of the ``keep`` first-axis elements with the largest product of L1 norms, in order."""
+    norms = [np.abs(w).reshape(w.shape[0], -1).sum(axis=1) for w in weights]
+    scores = np.prod([n / (n.mean() or 1.0) for n in norms], axis=0)
+    return np.sort(np.argsort(-scores, kind="stable")[:keep]).astype(np.float64)
+
+
+def _regress(rng: Rng, target: Real, source: Real) -> Real:
+    """For each first-axis element: the factor of ``source`` nearest to ``target`` (least squares)."""
+    t, s = target.reshape(target.shape[0], -1), source.reshape(source.shape[0], -1)
+    return np.asarray((t * s).sum(axis=1) / np.maximum((s * s).sum(axis=1), 1e-12))
+
+
+def _compose(
+    rng: Rng,
+    first: Real,
+    second: Real,
+    stride: Sequence[int],
+    offset: Sequence[int],
+    size: Sequence[int],
+    gain: float,
+) -> Real:
+    """The convolution [O,C,*size] that two convolutions make, [M,C,i,j] then [O,M,k,l], nothing between them.
+
+    ``stride`` is the first one's; ``offset`` is where the result's kernel starts in the full one (negative where
+    it starts before it). ``gain`` scales it: about 0.5 where a ReLU between them is dropped.
+    """
+    extents = [a + s * (b - 1) for a, b, s in zip(first.shape[2:], second.shape[2:], stride, strict=True)]
+    full = np.zeros((second.shape[0], first.shape[1], *extents))
+    rows, columns = first.shape[2:]
+    for k in range(second.shape[2]):
+        for m in range(second.shape[3]):
+            top, left = k * stride[0], m * stride[1]
+            part = np.einsum("om,mcij->ocij", second[:, :, k, m], first, optimize=True)
+            full[:, :, top : top + rows, left : left + columns] += part
+    result = np.zeros((*full.shape[:2], *size))
+    have = [slice(max(o, 0), max(min(o + n, e), 0)) for o, n, e in zip(offset, size, extents, strict=True)]
+    want = [slice(h.start - o, h.stop - o) for h, o in zip(have, offset, strict=True)]
+    channels = slice(None)
+    result[channels, channels, want[0], want[1]] = full[channels, channels, have[0], have[1]]
+    return gain * result
+
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "keep": _keep,
+    "slice": _slice,
+    "take": _take,
+    "mean": _mean,
+    "sum": _sum,
+    "zeros": _zeros,
+    "kaiming": _kaiming,
+    "identity": _identity,
+    "tap": _tap,
+    "crop": _crop,
+    "reshape": _reshape,
+    "einsum": _einsum,
+    "add": _add,
+    "subtract": _subtract,
+    "multiply": _multiply,
+    "rows": _rows,
+    "norm_scale": _norm_scale,
+    "factor": _factor,
+    "tucker": _tucker,
+    "grouped": _grouped,
+    "channels": _channels,
+    "regress": _regress,
+    "compose": _compose,
+}
