@@ -44,11 +44,11 @@ ensure_environment() {
     "$base" -m venv "$VENV" || return 1
   fi
   _say "installing opadapt and its dependencies into $VENV (the first time takes some minutes)"
-  "$PYTHON" -m pip install --quiet --upgrade 'pip>=25.1' || return 1 # the first pip with --group
+  "$PYTHON" -m pip install -qq --upgrade 'pip>=25.1' || return 1 # the first pip with --group
   local arguments=(--constraint "$ROOT/scripts/constraints.txt" --editable "$ROOT")
   if [[ "$wanted" == dev ]]; then
     arguments+=(--group "$ROOT/pyproject.toml:dev")
   fi
-  "$PYTHON" -m pip install --quiet "${arguments[@]}" || return 1
+  "$PYTHON" -m pip install -qq "${arguments[@]}" || return 1
   printf '%s\n' "$fingerprint" >"$VENV/.opadapt-$wanted"
 }
