@@ -1,0 +1,55 @@
+"""Reductions over axes, and the operators made of them: Softmax and LayerNormalization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+
+from opadapt.expand.context import Context, attributes, axis_of, refuse
+
+Handler = Callable[[Context, onnx.NodeProto], int]
+
+
+def reduce(op: str) -> Handler:
+    """A reduction; the axes are an input (opset 18 and later) or an attribute."""
+
+    def expand(ctx: Context, node: onnx.NodeProto) -> int:
+        x, attrs = ctx.activation(node, 0), attributes(node)
+        axes = ctx.ints(node, 1)
+        if axes is None:
+            axes = tuple(attrs.get("axes", ()))
+        if not axes:
+            if attrs.get("noop_with_empty_axes", 0):
+                return x
+            axes = tuple(range(ctx.rank(x)))
+        wanted = tuple(sorted(axis_of(node, axis, ctx.rank(x)) for axis in axes))
+        return ctx.emit(op, x, axes=wanted, keepdims=int(attrs.get("keepdims", 1)))
+
+    return expand
+
+
+def softmax(ctx: Context, node: onnx.NodeProto) -> int:
+    """exp(x - max) / sum along one axis."""
+    x = ctx.activation(node, 0)
+    axis = axis_of(node, attributes(node).get("axis", -1), ctx.rank(x))
+    ctx.size(node, x, axis)
+    shifted = ctx.emit("sub", x, ctx.emit("max", x, axes=(axis,), keepdims=1))
+    powers = ctx.emit("exp", shifted)
+    return ctx.emit("div", powers, ctx.emit("sum", powers, axes=(axis,), keepdims=1))
+
+
+def layer_normalization(ctx: Context, node: onnx.NodeProto) -> int:
+    """(x - mean) / sqrt(variance + eps) * scale + shift over the last axes (arXiv 1607.06450)."""
+    if sum(bool(name) for name in node.output) > 1:
+        raise refuse(node, "the mean or the deviation is used")
+    x, attrs = ctx.activation(node, 0), attributes(node)
+    axis = axis_of(node, attrs.get("axis", -1), ctx.rank(x))
+    axes = tuple(range(axis, ctx.rank(x)))
+    centred = ctx.emit("sub", x, ctx.emit("mean", x, axes=axes, keepdims=1))
+    variance = ctx.emit("mean", ctx.emit("square", centred), axes=axes, keepdims=1)
+    deviation = ctx.emit("sqrt", ctx.emit("add", variance, ctx.number(attrs.get("epsilon", 1e-5))))
+    scaled = ctx.emit("mul", ctx.emit("div", centred, deviation), ctx.parameter(node, 1, "scale"))
+    if ctx.name(node, 2) is None:
+        return scaled
+    return ctx.emit("add", scaled, ctx.parameter(node, 2, "shift"))
