@@ -77,7 +77,7 @@ def _match(view: View, operands: list[Operand], emit: Callable[[Emitter, str], o
 
 
 def _product(view: View, sides: list[Side], result: str) -> Match:
-    """Nothing is summed: the operands, axes in the result's order with 1 for what they lack, are multiplied."""
+    """Nothing is summed: the operands, axes in the result's order and 1 for what they lack, multiply."""
     operands = []
     for side in sides:
         order = "".join(c for c in result if c in side.letters)

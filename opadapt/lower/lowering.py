@@ -84,7 +84,7 @@ def lower(program: Program, binding: Binding, inputs: Sequence[str], output: str
 
 
 def raise_params(lowered: Lowered, initializers: Mapping[str, Array]) -> dict[str, Array]:
-    """The binding (program layout) of initializers trained after lowering. Raises ProgramError if one lacks."""
+    """The binding (program layout) of initializers trained after lowering; ProgramError if one lacks."""
     binding = {}
     for name, layout in lowered.layout.items():
         value = initializers.get(name)

@@ -23,7 +23,13 @@ def _param(view: View, value: int) -> Match:
 
 def _const(view: View, value: int) -> Match:
     attrs = view.program[value].attr
-    return Match((), lambda out, name: out.leaf(value, out.number(attrs["value"], attrs["shape"])))
+    shape = attrs["shape"]
+    if math.prod(shape) == 1:
+        return Match((), lambda out, name: out.leaf(value, out.number(attrs["value"], shape)))
+    # one stored number: an initializer of many elements would look like a weight and be trained
+    return Match(
+        (), lambda out, name: out.node("Expand", [out.number(attrs["value"]), out.ints(shape)], name)
+    )
 
 
 def _pad(view: View, value: int) -> Match:
