@@ -135,3 +135,16 @@ def compare_outputs(
         )
     pairs = zip(run(a, feeds, names), run(b, feeds, names), strict=True)
     return max((relative_error(x, y) for x, y in pairs), default=0.0)
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """onnx's full check. Raises ModelError."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            "the model is not valid ONNX",
+            expected="a model that onnx.checker accepts",
+            found=str(error).strip().splitlines()[0],
+            do="check the original with onnx.checker.check_model, and export it again",
+        ) from error

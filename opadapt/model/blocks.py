@@ -1,0 +1,161 @@
+"""Finding single-entry, single-exit groups of nodes structurally: no names, no patterns of one framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from opadapt.model.graph import Model, reads
+
+LARGEST = (
+    24  # nodes in a block: beyond this a search has no chance, and joins far apart would swallow the model
+)
+
+HEADS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_UNARY = frozenset(
+    {
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "HardSwish",
+        "HardSigmoid",
+        "Sigmoid",
+        "Tanh",
+    }
+    | {"Gelu", "Mish", "Softplus", "Softsign", "ThresholdedRelu", "BatchNormalization"}
+)
+_WITH_CONSTANT = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})
+
+
+@dataclass(frozen=True)
+class Span:
+    """Nodes in topological order, the activations they read from outside, the one tensor that leaves."""
+
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+
+
+class Finder:
+    """Structural questions about one model."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @cached_property
+    def _outputs(self) -> frozenset[str]:
+        return frozenset(self.model.outputs)
+
+    def activations(self, name: str) -> tuple[str, ...]:
+        """The inputs of a node that are not constant."""
+        return tuple(t for t in reads(self.model.nodes[name]) if t not in self.model.initializers)
+
+    def span(self, names: set[str]) -> Span | None:
+        """The names as a span, or None where more than one tensor leaves, or an inner one is used outside."""
+        ordered = tuple(sorted(names, key=self.model.position.__getitem__))
+        made = {t for name in ordered for t in self.model.nodes[name].output if t}
+        read = dict.fromkeys(t for name in ordered for t in self.activations(name))
+        leaving = [
+            t
+            for t in made
+            if t in self._outputs or any(c not in names for c in self.model.consumers.get(t, ()))
+        ]
+        if len(leaving) != 1 or leaving[0] not in self.model.nodes[ordered[-1]].output:
+            return None
+        return Span(ordered, tuple(t for t in read if t not in made), leaving[0])
+
+    def only_consumer(self, name: str) -> str | None:
+        """The one node that reads a node's result, None where there are others or it leaves the model."""
+        made = [t for t in self.model.nodes[name].output if t in self.model.consumers or t in self._outputs]
+        if len(made) != 1 or made[0] in self._outputs:
+            return None
+        readers = self.model.consumers[made[0]]
+        return readers[0] if len(readers) == 1 else None
+
+    def followers(self, name: str) -> tuple[str, ...]:
+        """The activations, batch normalisations and constant scales and shifts right after a node."""
+        found: list[str] = []
+        after = self.only_consumer(name)
+        while after is not None and self._elementwise(after):
+            found.append(after)
+            after = self.only_consumer(after)
+        return tuple(found)
+
+    def _elementwise(self, name: str) -> bool:
+        node = self.model.nodes[name]
+        one = len(self.activations(name)) == 1
+        return one and (node.op_type in _UNARY or (node.op_type in _WITH_CONSTANT and len(node.input) == 2))
+
+    def chains(self) -> Iterator[tuple[str, ...]]:
+        """Every convolution or matrix product with what follows it directly; the product may stand alone."""
+        for name, node in self.model.nodes.items():
+            if node.op_type in HEADS and len(self.activations(name)) == 1:
+                yield (name, *self.followers(name))
+
+    def sequences(self) -> Iterator[tuple[str, ...]]:
+        """Two chains in a row (conv-relu-conv, depthwise-pointwise); three where the middle one is depthwise."""
+        by_head = {chain[0]: chain for chain in self.chains()}
+        for chain in by_head.values():
+            second = by_head.get(self.only_consumer(chain[-1]) or "")
+            if second is None:
+                continue
+            yield chain + second
+            third = by_head.get(self.only_consumer(second[-1]) or "")
+            if third is not None and self._depthwise(second[0]):
+                yield chain + second + third
+
+    def _depthwise(self, name: str) -> bool:
+        node = self.model.nodes[name]
+        weight = self.model.initializers.get(node.input[1]) if node.op_type == "Conv" else None
+        return weight is not None and weight.ndim > 2 and weight.shape[1] == 1 and weight.shape[0] > 1
+
+    def joins(self) -> Iterator[tuple[str, ...]]:
+        """For every node that joins activations: all nodes back to the nearest tensor they all come from, with the
+        activation that follows; then each operand's branch alone, where it computes something."""
+        for name in self.model.nodes:
+            if len(self.activations(name)) < 2:
+                continue
+            found = self.back(name)
+            if found is None:
+                continue
+            inside, entry = found
+            yield (*inside, *self.followers(name))
+            for operand in self.activations(name):
+                branch = self.back_to(operand, entry)
+                if any(self.model.nodes[n].op_type in HEADS for n in branch):
+                    yield tuple(branch)
+
+    def back(self, name: str) -> tuple[set[str], str] | None:
+        """Nodes from the nearest single entry up to and with ``name``; None where it is too far.
+
+        The latest producer of the frontier is taken in until one tensor is left: the nearest tensor through which
+        every path to ``name`` goes (its immediate dominator, when every path starts at one model input).
+        """
+        inside, frontier = {name}, set(self.activations(name))
+        while len(frontier) > 1:
+            made_here = [t for t in frontier if t in self.model.producer]
+            if len(inside) >= LARGEST or not made_here:
+                return None
+            latest = max(made_here, key=lambda t: self.model.position[self.model.producer[t]])
+            node = self.model.producer[latest]
+            inside.add(node)
+            frontier -= set(self.model.nodes[node].output)
+            frontier |= set(self.activations(node))
+        return (inside, frontier.pop()) if frontier else None
+
+    def back_to(self, tensor: str, entry: str) -> set[str]:
+        """Every node between ``entry`` and the making of ``tensor``."""
+        inside: set[str] = set()
+        stack = [tensor]
+        while stack:
+            wanted = stack.pop()
+            node = self.model.producer.get(wanted)
+            if wanted != entry and node is not None and node not in inside:
+                inside.add(node)
+                stack.extend(self.activations(node))
+        return inside
