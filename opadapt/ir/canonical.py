@@ -18,9 +18,9 @@ from opadapt.ir.text import print_program
 from opadapt.ir.types import TensorType
 
 
-def live_values(program: Program) -> frozenset[int]:
-    """The values the output depends on, itself included."""
-    live, pending = set[int](), [program.output]
+def live_values(program: Program, output: int | None = None) -> frozenset[int]:
+    """The values that a value (the program's output, unless given) depends on, itself included."""
+    live, pending = set[int](), [program.output if output is None else output]
     while pending:
         value = pending.pop()
         if value not in live:

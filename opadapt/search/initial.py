@@ -93,6 +93,10 @@ def _rows(rng: Rng, w: Real, s: Real) -> Real:
     return w * s.reshape(-1, *(1,) * (w.ndim - 1))
 
 
+def _divide(rng: Rng, a: Real, b: Real) -> Real:
+    return a / b
+
+
 def _norm_scale(rng: Rng, scale: Real, var: Real, eps: float) -> Real:
     """The factor of inference batch normalisation. arXiv 1502.03167, section 3.1."""
     return scale / np.sqrt(var + eps)
@@ -101,8 +105,8 @@ def _norm_scale(rng: Rng, scale: Real, var: Real, eps: float) -> Real:
 def _factor(rng: Rng, w: Real, text: str, rank: int = 1) -> tuple[Real, Real]:
     """The best two factors of a tensor, by truncated SVD, batched over letters that both have.
 
-    ``factor(w, "ocij->rci,orj", rank=8)``: w[o,c,i,j] ~ sum over r of a[r,c,i] b[o,r,j]. The rank letter is the
-    one that w lacks (none: rank 1, summed away). Each takes the square root of the singular values.
+    ``factor(w, "ocij->rci,orj", rank=8)``: w[o,c,i,j] ~ sum over r of a[r,c,i] b[o,r,j]. The rank letter is
+    the one that w lacks (none: rank 1, summed away). Each takes the square root of the singular values.
     """
     whole, _, parts = text.partition("->")
     first, _, second = parts.partition(",")
@@ -171,7 +175,7 @@ def _compose(
 ) -> Real:
     """The convolution [O,C,*size] that two convolutions make, [M,C,i,j] then [O,M,k,l], nothing between them.
 
-    ``stride`` is the first one's; ``offset`` is where the result's kernel starts in the full one (negative where
+    ``stride`` is the first one's; ``offset`` is where the result's kernel starts in the full one (negative if
     it starts before it). ``gain`` scales it: about 0.5 where a ReLU between them is dropped.
     """
     extents = [a + s * (b - 1) for a, b, s in zip(first.shape[2:], second.shape[2:], stride, strict=True)]
@@ -206,6 +210,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "add": _add,
     "subtract": _subtract,
     "multiply": _multiply,
+    "divide": _divide,
     "rows": _rows,
     "norm_scale": _norm_scale,
     "factor": _factor,

@@ -135,7 +135,7 @@ class _Search:
             return
 
     def cone(self, value: int, source: int) -> frozenset[int] | None:
-        """The instructions between two values, if all are element-wise, two at least, reading nothing else."""
+        """The instructions between two values, if all are element-wise, two or more, reading nothing else."""
         inside: set[int] = set()
         pending = [value]
         while pending:

@@ -6,8 +6,8 @@
     %a = ?act %y                                        any element-wise instruction of one operand
     return %a
 
-The same text serves as a template: there attributes are expressions (``?c // 2``), ``param`` takes no name, an
-optional instruction stands for its first operand where another operand is absent.
+The same text serves as a template: attributes are expressions (``?c // 2``), ``param`` takes no name, and
+an optional instruction stands for its first operand where another operand is absent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from opadapt.search.expression import (
 )
 
 CHAIN = "chain"  # %y = chain %x: y is an element-wise function of x alone, of two instructions or more
-PROPERTIES = frozenset({"computed"})  # computed(%x): x depends on an input
+# computed(%x): x depends on an input; same_type(%x, %y)
+PROPERTIES = frozenset({"computed", "same_type"})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def apply(
     binding: Binding | None,
     rng: np.random.Generator,
 ) -> tuple[Program, Binding]:
-    """The program with one occurrence replaced, canonical, and its parameters' values (none without a binding).
+    """The canonical program with one occurrence replaced, and its parameters' values (none without binding).
 
     New parameters are named after the template's, made unique. Raises Refused where a condition fails, and
     ProgramError where the result does not type-check or a value does not have its parameter's shape.
@@ -108,14 +108,9 @@ def _failed_condition(rule: Rule, program: Program, match: Match, choice: Choice
     """The first condition that does not hold, as text."""
     metas = _metas(rule, match, choice)
     for condition in rule.where:
-        if condition.op == "computed":
-            values = [
-                match.values[r.name]
-                for e in condition.operands
-                for r in leaves(e)
-                if isinstance(r, Reference)
-            ]
-            holds = all(_computed(program, value) for value in values)
+        if condition.op in _PROPERTIES:
+            refs = [r for e in condition.operands for r in leaves(e) if isinstance(r, Reference)]
+            holds = _PROPERTIES[condition.op](program, [match.values[r.name] for r in refs])
         else:
             holds = compare(condition, metas)
         if not holds:
@@ -123,10 +118,20 @@ def _failed_condition(rule: Rule, program: Program, match: Match, choice: Choice
     return None
 
 
-def _computed(program: Program, value: int) -> bool:
-    """Whether a value depends on an input."""
-    live = live_values(Program(program.inputs, program.body, value))
-    return any(v < len(program.inputs) for v in live)
+def _computed(program: Program, values: Sequence[int]) -> bool:
+    """Whether every value depends on an input."""
+    inputs = range(len(program.inputs))
+    return all(not live_values(program, v).isdisjoint(inputs) for v in values)
+
+
+def _same_type(program: Program, values: Sequence[int]) -> bool:
+    return len({program.types[v] for v in values}) == 1
+
+
+_PROPERTIES: Mapping[str, Callable[[Program, Sequence[int]], bool]] = {
+    "computed": _computed,
+    "same_type": _same_type,
+}
 
 
 def _absent(rule: Rule, match: Match) -> set[str]:

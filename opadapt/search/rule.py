@@ -16,8 +16,8 @@ class Rule:
     """before -> after, as data.
 
     ``choose`` lists the values a free choice may take; ``let`` names further integers, in order; ``where``
-    must hold. ``init`` maps new parameters of the template (several for one call that gives several) to a call of
-    ``opadapt.search.initial``. ``exact`` says that the program computes the same up to float rounding.
+    must hold. ``init`` maps new parameters of the template (several for a call that gives several) to a call
+    of ``opadapt.search.initial``. ``exact`` says that the program computes the same up to float rounding.
     """
 
     name: str
