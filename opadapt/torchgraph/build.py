@@ -14,7 +14,7 @@ from opadapt.errors import ModelError, Refused
 from opadapt.torchgraph import weights
 from opadapt.torchgraph.context import TORCH_DTYPE, Context, Host, Op, Result, Shape
 from opadapt.torchgraph.host import fold
-from opadapt.torchgraph.ops import BUILDERS
+from opadapt.torchgraph.ops import BUILDERS, arithmetic
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -22,14 +22,15 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 def build(proto: onnx.ModelProto, trainable: Collection[str] | None = None) -> fx.GraphModule:
     """The model as a torch module, called with its inputs in graph order (those that are no initializers).
 
-    It returns a tensor, or a tuple where the model has several outputs. Float32 initializers that operators read
-    as tensors are parameters (``trainable`` names a subset; the rest are buffers): ``parameter_names`` maps names,
-    ``write_back`` returns the trained values. In ``train()`` BatchNormalization uses the batch's statistics and
-    updates the running ones, and Dropout drops; the module is handed over in ``eval()``. Everything moves with
-    ``.to(device)``. Dimensions the model declares as numbers are taken as such; symbolic ones stay free.
+    It returns a tensor, or a tuple where the model has several outputs. Float32 initializers that operators
+    read as tensors are parameters (``trainable`` names a subset; the rest are buffers): ``parameter_names``
+    maps names, ``write_back`` returns the trained values. In ``train()`` BatchNormalization uses the batch's
+    statistics and updates the running ones, and Dropout drops; the module is handed over in ``eval()``.
+    Everything moves with ``.to(device)``. Dimensions that the model declares as numbers are taken as such;
+    symbolic ones stay free.
 
-    Raises Refused("torch", ...) for an operator or a form of one that has no builder, ModelError for a name in
-    ``trainable`` that cannot train.
+    Raises Refused("torch", ...) for an operator or a form of one that has no builder, ModelError for a name
+    in ``trainable`` that cannot train.
     """
     _check_operators(proto)
     inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
@@ -51,6 +52,7 @@ def build(proto: onnx.ModelProto, trainable: Collection[str] | None = None) -> f
         if node_proto.op_type == "Constant" and node_proto.output[0] in constants:
             continue
         op = Op.of(node_proto)
+        _record_rank(ctx, op)
         folded = fold(ctx, op)
         _record(ctx, op, BUILDERS[op.type](ctx, op) if folded is None else folded)
     results = [_output(ctx, info.name) for info in proto.graph.output]
@@ -94,7 +96,7 @@ def _add_constants(
     constants: dict[str, onnx.TensorProto],
     trainable: Collection[str] | None,
 ) -> dict[str, dict[str, str]]:
-    """Register parameters and running statistics; everything else stays a Host value. Returns the name maps."""
+    """Register parameters and running statistics; the rest stays Host values. Returns the name maps."""
     parameters: dict[str, str] = {}
     statistics: dict[str, str] = {}
     trained = weights.trained_names(graph, constants, trainable)
@@ -128,6 +130,27 @@ def _record(ctx: Context, op: Op, result: Result) -> None:
         if i >= len(values):
             raise op.refuse(f"output {i} is used and has no builder")
         ctx.values[name] = values[i]
+
+
+# Operators whose result has the rank of their first input; inference loses it behind computed shapes.
+_SAME_RANK = frozenset(
+    {"Concat", "Pad", "Slice", "Split", "Transpose", "Cast", "Identity", "Softmax", "Dropout"}
+)
+
+
+def _record_rank(ctx: Context, op: Op) -> None:
+    """Keep track of ranks, and no more, where shape inference gave up."""
+    ranks = [len(s) for name in op.inputs if name and (s := ctx.shape(name)) is not None]
+    for name in op.outputs:
+        if name in ctx.shapes or len(ranks) != len([n for n in op.inputs if n]) or not ranks:
+            continue
+        if op.type in _SAME_RANK:
+            ctx.shapes[name] = (None,) * ranks[0]
+        elif op.type in arithmetic.BROADCASTING:
+            ctx.shapes[name] = (None,) * max(ranks)
+        elif op.type == "Unsqueeze":
+            axes = ctx.shape(op.input(1)) or (len(op.attrs.get("axes", ())),)
+            ctx.shapes[name] = (None,) * (ranks[0] + (axes[0] or 0))
 
 
 def _output(ctx: Context, name: str) -> fx.Node:

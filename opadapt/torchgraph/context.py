@@ -2,9 +2,9 @@
 
 A value is one of two kinds.
 - ``fx.Node``: a tensor of the running graph.
-- ``Host``: numbers known while building, or Python numbers of the running graph (sizes of a free dimension and
-  what is computed from them). Shapes, pads, indices and constants live here, so that shape arithmetic costs no
-  tensor operation at run time; a Host becomes a buffer only where an operator needs it as a tensor.
+- ``Host``: numbers known while building, or Python numbers of the running graph (sizes of a free dimension
+  and what is computed from them). Shapes, pads, indices and constants live here, so that shape arithmetic
+  costs no tensor operation at run time; a Host becomes a buffer only where an operator needs a tensor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx import helper
 from torch import fx, nn
 
 from opadapt.errors import Refused
-from opadapt.torchgraph import kernels
+from opadapt.torchgraph.kernels import numbers
 
 Shape = tuple[int | None, ...]  # None: a size that is known at run time only
 
@@ -159,7 +159,7 @@ class Context:
             raise Refused("torch", f"constant '{name}' has element type {value.elem_type}, which torch lacks")
         if not value.known:
             flat, shape = list(value.array.flat), value.array.shape
-            return self.call(kernels.from_numbers, flat, shape, dtype, self.device())
+            return self.call(numbers.from_numbers, flat, shape, dtype, self.device())
         attribute = self.attribute_name("c", name)
         array = np.array(value.array, copy=True)
         self.root.register_buffer(attribute, torch.from_numpy(array).to(dtype))

@@ -1,8 +1,8 @@
 """Shape arithmetic: operators on numbers that are known while building, or on sizes of free dimensions.
 
-A row takes the operator and its Host inputs (None for an absent one) and returns the result, or None where this
-form has to run as a tensor operation. Known numbers are computed with numpy; sizes with Python's own operators,
-which the running graph evaluates.
+A row takes the operator and its Host inputs (None for an absent one) and returns the result, or None where
+this form has to run as a tensor operation. Known numbers are computed with numpy; sizes with Python's own
+operators, which the running graph evaluates.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Context, Host, Op, is_float
+from opadapt.torchgraph.kernels import numbers
 
 Array = NDArray[Any]
 Inputs = Sequence[Host | None]
@@ -81,10 +81,23 @@ def _arithmetic(native: Callable[..., Any], python: Callable[..., Any], result: 
     return row
 
 
+def _variadic(native: Callable[..., Any], python: Callable[..., Any]) -> Fold:
+    """Min and Max of any number of inputs."""
+    row = _pair(native, python)
+
+    def folded(ctx: Context, op: Op, values: Inputs) -> Host:
+        result = need(op, values, 0)
+        for i in range(1, len(values)):
+            result = row(ctx, op, [result, need(op, values, i)])
+        return result
+
+    return folded
+
+
 def _divide(ctx: Context, op: Op, values: Inputs) -> Host:
     integers = not is_float(need(op, values, 0).elem_type)
     native: Callable[..., Any] = (lambda a, b: np.trunc(a / b)) if integers else np.divide
-    return _pair(native, kernels.divide_ints if integers else operator.truediv)(ctx, op, values)
+    return _pair(native, numbers.divide_ints if integers else operator.truediv)(ctx, op, values)
 
 
 def _pair(native: Callable[..., Any], python: Callable[..., Any]) -> Callable[[Context, Op, Inputs], Host]:
@@ -269,6 +282,9 @@ FOLDS: Mapping[str, Fold] = MappingProxyType(
         "Floor": _arithmetic(np.floor, np.floor),
         "Ceil": _arithmetic(np.ceil, np.ceil),
         "Sqrt": _arithmetic(np.sqrt, np.sqrt),
+        "Max": _variadic(np.maximum, max),
+        "Min": _variadic(np.minimum, min),
+        "Mod": _arithmetic(np.mod, operator.mod),
         "Equal": _arithmetic(np.equal, operator.eq, BOOL),
         "Greater": _arithmetic(np.greater, operator.gt, BOOL),
         "GreaterOrEqual": _arithmetic(np.greater_equal, operator.ge, BOOL),
@@ -277,7 +293,7 @@ FOLDS: Mapping[str, Fold] = MappingProxyType(
         "And": _arithmetic(np.logical_and, operator.and_, BOOL),
         "Or": _arithmetic(np.logical_or, operator.or_, BOOL),
         "Not": _arithmetic(np.logical_not, operator.not_, BOOL),
-        "Where": _arithmetic(np.where, kernels.choose),
+        "Where": _arithmetic(np.where, numbers.choose),
         "Cast": _cast,
         "Identity": _identity,
         "Gather": _structural(_gather),

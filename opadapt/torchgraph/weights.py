@@ -17,7 +17,7 @@ PARAMETERS = "opadapt.parameters"  # keys of GraphModule.meta: initializer name 
 STATISTICS = "opadapt.statistics"
 SMALLEST_NORMAL = np.float32(1.17549435e-38)
 
-# Inputs that are weights whatever their size; elsewhere a single number is part of a formula (the 0.5 of a GELU).
+# Inputs that are weights whatever their size; a single number elsewhere is part of a formula (0.5 in a GELU).
 _WEIGHT_SLOTS = {
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
@@ -137,8 +137,8 @@ def flush_denormals(array: NDArray[np.float32]) -> NDArray[np.float32]:
 def write_back(module: nn.Module, proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the model with the module's parameters and running statistics in the same initializers.
 
-    Values are float32, denormals flushed to zero. ``proto`` is the model the module was built from, or one with
-    the same initializers. Raises ModelError where a name or shape does not match.
+    Values are float32, denormals flushed to zero. ``proto`` is the model the module was built from, or one
+    with the same initializers. Raises ModelError where a name or shape does not match.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op
+from opadapt.torchgraph.kernels import activations
 
 
 def _plain(function: Callable[..., Any], defaults: dict[str, float], ctx: Context, op: Op) -> fx.Node:
@@ -25,7 +25,7 @@ def _hard_sigmoid(ctx: Context, op: Op) -> fx.Node:
     x, alpha, beta = ctx.tensor(op, 0), op.attrs.get("alpha", 0.2), op.attrs.get("beta", 0.5)
     if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
         return ctx.call(F.hardsigmoid, x)
-    return ctx.call(kernels.hard_sigmoid, x, alpha, beta)
+    return ctx.call(activations.hard_sigmoid, x, alpha, beta)
 
 
 def _gelu(ctx: Context, op: Op) -> fx.Node:
@@ -34,11 +34,14 @@ def _gelu(ctx: Context, op: Op) -> fx.Node:
 
 def _prelu(ctx: Context, op: Op) -> fx.Node:
     x, slope = ctx.tensor(op, 0), ctx.tensor(op, 1)
-    shape, rank = ctx.shape(op.input(1)), ctx.shape(op.input(0))
+    shape, sizes = ctx.shape(op.input(1)), ctx.shape(op.input(0))
     # the usual form, one slope per channel, has a fused kernel
-    if shape and rank and len(rank) > 1 and len(shape) == len(rank) - 1 and set(shape[1:]) <= {1}:
+    channels = shape and sizes and len(sizes) > 1 and len(shape) == len(sizes) - 1 and set(shape[1:]) <= {1}
+    # before opset 9 the channels came without their trailing axes
+    old = shape and sizes and len(shape) == 1 and len(sizes) > 2 and shape[0] == sizes[1] != sizes[-1]
+    if channels or old:
         return ctx.call(F.prelu, x, ctx.method("flatten", slope))
-    return ctx.call(kernels.prelu, x, slope)
+    return ctx.call(activations.prelu, x, slope)
 
 
 def _softmax(log: bool, ctx: Context, op: Op) -> fx.Node:
@@ -48,7 +51,7 @@ def _softmax(log: bool, ctx: Context, op: Op) -> fx.Node:
         return ctx.call(function, x, op.attrs.get("axis", -1))
     axis, shape = op.attrs.get("axis", 1), ctx.shape(op.input(0))
     last = axis == -1 or (shape is not None and axis == len(shape) - 1)
-    return ctx.call(function, x, -1) if last else ctx.call(kernels.softmax_flat, x, axis, log)
+    return ctx.call(function, x, -1) if last else ctx.call(activations.softmax_flat, x, axis, log)
 
 
 def _dropout(ctx: Context, op: Op) -> fx.Node:
@@ -57,6 +60,8 @@ def _dropout(ctx: Context, op: Op) -> fx.Node:
     ratio = op.attrs.get("ratio", 0.5)
     if (given := ctx.known(op, 1)) is not None:
         ratio = float(given.item())
+    if ratio and (training := ctx.known(op, 2)) is not None and training.item():
+        raise op.refuse("training_mode=1, which drops at inference too")
     return ctx.module(op, nn.Dropout(ratio), ctx.tensor(op, 0))
 
 
@@ -66,15 +71,15 @@ _PLAIN: Mapping[str, tuple[Callable[..., Any], dict[str, float]]] = {
     "Sigmoid": (torch.sigmoid, {}),
     "HardSwish": (F.hardswish, {}),
     "Mish": (F.mish, {}),
-    "Softplus": (kernels.softplus, {}),
+    "Softplus": (activations.softplus, {}),
     "Softsign": (F.softsign, {}),
     "LeakyRelu": (F.leaky_relu, {"alpha": 0.01}),
-    "Elu": (kernels.elu, {"alpha": 1.0}),
+    "Elu": (activations.elu, {"alpha": 1.0}),
     "Celu": (F.celu, {"alpha": 1.0}),
-    "Selu": (kernels.selu, {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}),
-    "ThresholdedRelu": (kernels.thresholded_relu, {"alpha": 1.0}),
-    "Shrink": (kernels.shrink, {"lambd": 0.5, "bias": 0.0}),
-    "Swish": (kernels.swish, {"alpha": 1.0}),
+    "Selu": (activations.selu, {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}),
+    "ThresholdedRelu": (activations.thresholded_relu, {"alpha": 1.0}),
+    "Shrink": (activations.shrink, {"lambd": 0.5, "bias": 0.0}),
+    "Swish": (activations.swish, {"alpha": 1.0}),
 }
 
 BUILDERS: Mapping[str, Builder] = {

@@ -136,7 +136,10 @@ def _cast(ctx: Context, op: Op) -> fx.Node:
     return x if ctx.elem_types.get(op.input(0)) == target else ctx.method("to", x, TORCH_DTYPE[target])
 
 
-def _cast_like(ctx: Context, op: Op) -> fx.Node:
+def _cast_like(ctx: Context, op: Op) -> fx.Node | Host:
+    value, target = ctx.value(op, op.input(0)), ctx.elem_type(op.input(1))
+    if isinstance(value, Host) and value.known and target in TORCH_DTYPE:
+        return Host.of(value.array, target)
     return ctx.method("type_as", ctx.tensor(op, 0), ctx.tensor(op, 1))
 
 
@@ -209,3 +212,8 @@ BUILDERS: Mapping[str, Builder] = {
     "CastLike": _cast_like,
     "IsInf": _is_inf,
 }
+
+# Results have the rank of the widest operand.
+BROADCASTING = frozenset(
+    {*_BINARY, *_COMPARE, *_UNARY, "Div", "Pow", "Mod", "Max", "Min", "Sum", "Mean", "Where"}
+)

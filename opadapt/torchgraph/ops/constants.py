@@ -36,9 +36,10 @@ def _constant_of_shape(ctx: Context, op: Op) -> fx.Node:
     shape = ctx.host(op, 0)
     fill = op.attrs.get("value")
     value = 0.0 if fill is None else numpy_helper.to_array(fill).reshape(-1)[0].item()
-    dtype = TORCH_DTYPE.get(TensorProto.FLOAT if fill is None else fill.data_type)
+    elem_type = TensorProto.FLOAT if fill is None else fill.data_type
+    dtype = TORCH_DTYPE.get(elem_type)
     if dtype is None:
-        raise op.refuse(f"element type {fill.data_type}")
+        raise op.refuse(f"element type {elem_type}")
     return ctx.call(torch.full, tuple(shape.array.flat), value, dtype=dtype, device=ctx.device())
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op
+from opadapt.torchgraph.kernels import windows
 
 _TRANSPOSED: Mapping[int, Callable[..., Any]] = {
     1: F.conv_transpose1d,
@@ -48,24 +47,24 @@ def window_pads(
     sizes = (ctx.shape(op.input(0)) or (None,) * (2 + len(extents)))[2:]
     known = [d for d in sizes if d is not None]
     if len(known) == len(extents):
-        return x, *kernels.same_pads(known, extents, strides, upper)
+        return x, *windows.same_pads(known, extents, strides, upper)
     zeros = [0] * len(extents)
-    return ctx.call(kernels.pad_same, x, extents, strides, upper, value), zeros, zeros
+    return ctx.call(windows.pad_same, x, extents, strides, upper, value), zeros, zeros
 
 
 def _conv(ctx: Context, op: Op) -> fx.Node:
     kernel = kernel_sizes(ctx, op)
-    if len(kernel) not in kernels.CONV:
+    if len(kernel) not in windows.CONV:
         raise op.refuse(f"{len(kernel)} spatial axes")
     ones = [1] * len(kernel)
     strides, dilations = list(op.attrs.get("strides", ones)), list(op.attrs.get("dilations", ones))
     extents = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     x, begin, end = window_pads(ctx, op, ctx.tensor(op, 0), extents, strides, 0.0)
     if begin != end or min(begin) < 0:
-        x = ctx.call(F.pad, x, kernels.torch_pads(begin, end))
+        x = ctx.call(F.pad, x, windows.torch_pads(begin, end))
         begin = [0] * len(kernel)
     weight, bias, groups = ctx.tensor(op, 1), ctx.optional(op, 2), op.attrs.get("group", 1)
-    return ctx.call(kernels.CONV[len(kernel)], x, weight, bias, strides, begin, dilations, groups)
+    return ctx.call(windows.CONV[len(kernel)], x, weight, bias, strides, begin, dilations, groups)
 
 
 def _conv_transpose(ctx: Context, op: Op) -> fx.Node:
@@ -81,11 +80,10 @@ def _conv_transpose(ctx: Context, op: Op) -> fx.Node:
     function, x = _TRANSPOSED[len(kernel)], ctx.tensor(op, 0)
     if begin == end and min(begin) >= 0:
         return ctx.call(function, x, weight, bias, strides, begin, extra, groups, dilations)
-    full = ctx.call(function, x, weight, bias, strides, zeros, extra, groups, dilations)
-    if min(begin + end) < 0:
-        raise op.refuse("an output larger than the transposed convolution makes")
-    crop = tuple(slice(b, -e if e else None) for b, e in zip(begin, end, strict=True))
-    return ctx.call(operator.getitem, full, (slice(None), slice(None), *crop))
+    # cropped, or extended where output_shape asks for more than the kernel reaches: bias alone is there
+    full = ctx.call(function, x, weight, None, strides, zeros, extra, groups, dilations)
+    cut = ctx.call(F.pad, full, windows.torch_pads([-b for b in begin], [-e for e in end]))
+    return cut if bias is None else ctx.call(windows.add_channels, cut, bias)
 
 
 def _transposed_pads(
@@ -107,8 +105,10 @@ def _transposed_pads(
         ]
     else:  # size times stride, whatever the size
         totals = [p + e - s for s, p, e in zip(strides, extra, extents, strict=True)]
-    less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
-    return (more, less) if auto == "SAME_LOWER" else (less, more)
+    # a negative total extends the output at its end, as in ONNX Runtime
+    less = [max(0, t) // 2 for t in totals]
+    more = [t - half for t, half in zip(totals, less, strict=True)]
+    return (more, less) if auto == "SAME_LOWER" and min(totals) >= 0 else (less, more)
 
 
 BUILDERS: Mapping[str, Builder] = {"Conv": _conv, "ConvTranspose": _conv_transpose}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Host, Op
+from opadapt.torchgraph.kernels import movement
 from opadapt.torchgraph.ops.shape import numbers
 
 
@@ -24,7 +24,7 @@ def _slice(ctx: Context, op: Op) -> fx.Node:
     index: dict[int, slice] = {}
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 0:
-            x = ctx.call(kernels.slice_back, x, axis, start, end, step)
+            x = ctx.call(movement.slice_back, x, axis, start, end, step)
         elif not (isinstance(start, int) and isinstance(end, int)) or (start, end, step) != (0, _END, 1):
             index[axis % ctx.rank(op, 0) if axis < 0 else axis] = slice(start, end, step)
     if not index:
@@ -42,11 +42,11 @@ def _gather(ctx: Context, op: Op) -> fx.Node:
             return ctx.method("select", x, axis, int(indices.array))
         if indices.array.ndim == 1 and (indices.array >= 0).all():
             return ctx.call(torch.index_select, x, axis, ctx.tensor(op, 1))
-    return ctx.call(kernels.gather, x, ctx.tensor(op, 1), axis)
+    return ctx.call(movement.gather, x, ctx.tensor(op, 1), axis)
 
 
 def _gather_elements(ctx: Context, op: Op) -> fx.Node:
-    return ctx.call(kernels.gather_elements, ctx.tensor(op, 0), ctx.tensor(op, 1), op.attrs.get("axis", 0))
+    return ctx.call(movement.gather_elements, ctx.tensor(op, 0), ctx.tensor(op, 1), op.attrs.get("axis", 0))
 
 
 def _trilu(ctx: Context, op: Op) -> fx.Node:

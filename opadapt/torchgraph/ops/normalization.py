@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op, Result
+from opadapt.torchgraph.kernels import statistics
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation whose weights and statistics are passed in (arXiv 1502.03167): x is [N, C, ...], the rest [C].
+    """Batch normalisation (arXiv 1502.03167) whose weights and statistics are passed in.
 
-    In training the batch's statistics are used and the running ones updated in place.
+    x is [N, C, ...], the rest [C]. In training the batch's statistics are used and the running ones updated
+    in place.
     """
 
     def __init__(self, momentum: float, eps: float) -> None:
@@ -40,11 +42,11 @@ def _batch_norm(ctx: Context, op: Op) -> fx.Node:
 def _layer_norm(ctx: Context, op: Op) -> Result:
     axis, eps = op.attrs.get("axis", -1), op.attrs.get("epsilon", 1e-5)
     x = ctx.tensor(op, 0)
-    y = ctx.call(kernels.layer_norm, x, axis, ctx.tensor(op, 1), ctx.optional(op, 2), eps)
+    y = ctx.call(statistics.layer_norm, x, axis, ctx.tensor(op, 1), ctx.optional(op, 2), eps)
     if len(op.outputs) == 1:
         return y
-    statistics = ctx.call(kernels.layer_statistics, x, axis, eps)
-    return [y, *(ctx.method("__getitem__", statistics, i) for i in range(2))]
+    pair = ctx.call(statistics.layer_statistics, x, axis, eps)
+    return [y, *(ctx.call(operator.getitem, pair, i) for i in range(2))]
 
 
 def _instance_norm(ctx: Context, op: Op) -> fx.Node:
@@ -61,15 +63,16 @@ def _group_norm(ctx: Context, op: Op) -> fx.Node:
 
 def _rms_norm(ctx: Context, op: Op) -> fx.Node:
     eps, axis = op.attrs.get("epsilon", 1e-5), op.attrs.get("axis", -1)
-    return ctx.call(kernels.rms_norm, ctx.tensor(op, 0), axis, ctx.tensor(op, 1), eps)
+    return ctx.call(statistics.rms_norm, ctx.tensor(op, 0), axis, ctx.tensor(op, 1), eps)
 
 
 def _lp_norm(ctx: Context, op: Op) -> fx.Node:
-    return ctx.call(kernels.lp_normalize, ctx.tensor(op, 0), op.attrs.get("p", 2), op.attrs.get("axis", -1))
+    p, axis = op.attrs.get("p", 2), op.attrs.get("axis", -1)
+    return ctx.call(statistics.lp_normalize, ctx.tensor(op, 0), p, axis)
 
 
 def _mean_variance(ctx: Context, op: Op) -> fx.Node:
-    return ctx.call(kernels.mean_variance, ctx.tensor(op, 0), list(op.attrs.get("axes", [0, 2, 3])))
+    return ctx.call(statistics.mean_variance, ctx.tensor(op, 0), list(op.attrs.get("axes", [0, 2, 3])))
 
 
 def _lrn(ctx: Context, op: Op) -> fx.Node:

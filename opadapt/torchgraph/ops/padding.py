@@ -8,8 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op
+from opadapt.torchgraph.kernels import movement, windows
 from opadapt.torchgraph.ops.shape import numbers
 
 
@@ -27,10 +27,10 @@ def _pad(ctx: Context, op: Op) -> fx.Node:
         first = next((i for i, pair in enumerate(zip(begin, end, strict=True)) if pair != (0, 0)), None)
         if first is None:
             return x
-        return ctx.call(F.pad, x, kernels.torch_pads(begin[first:], end[first:]), value=value)
+        return ctx.call(F.pad, x, windows.torch_pads(begin[first:], end[first:]), value=value)
     for axis, (low, high) in enumerate(zip(begin, end, strict=True)):
         if (low, high) != (0, 0):
-            x = ctx.call(kernels.pad_axis, x, axis, low, high, mode)
+            x = ctx.call(movement.pad_axis, x, axis, low, high, mode)
     return x
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op
+from opadapt.torchgraph.kernels import windows
 from opadapt.torchgraph.ops.convolution import window_pads
 
 _AVERAGE: Mapping[int, Callable[..., Any]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -37,8 +37,8 @@ def _max_pool(ctx: Context, op: Op) -> fx.Node:
     x, window, native = _window(ctx, op, -math.inf)
     if native:
         kernel, strides, begin, _, dilations = window
-        return ctx.call(kernels.MAX_POOL[len(kernel)], x, kernel, strides, begin, dilations, ceil)
-    return ctx.call(kernels.max_pool, x, *window, ceil)
+        return ctx.call(windows.MAX_POOL[len(kernel)], x, kernel, strides, begin, dilations, ceil)
+    return ctx.call(windows.max_pool, x, *window, ceil)
 
 
 def _average_pool(ctx: Context, op: Op) -> fx.Node:
@@ -52,7 +52,7 @@ def _average_pool(ctx: Context, op: Op) -> fx.Node:
     kernel, strides, begin, _, dilations = window
     if native and set(dilations) == {1}:
         return ctx.call(_AVERAGE[len(kernel)], x, kernel, strides, begin, ceil, include)
-    return ctx.call(kernels.average_pool, x, *window, ceil, include)
+    return ctx.call(windows.average_pool, x, *window, ceil, include)
 
 
 def _global(reduce: str, ctx: Context, op: Op) -> fx.Node:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op
+from opadapt.torchgraph.kernels import statistics
 
 
 def axes_of(ctx: Context, op: Op, index: int, name: str = "axes") -> list[int] | None:
@@ -39,7 +39,7 @@ def _same(x: Tensor) -> Tensor:
 def _arg(largest: bool, ctx: Context, op: Op) -> fx.Node:
     x, axis, keep = ctx.tensor(op, 0), op.attrs.get("axis", 0), bool(op.attrs.get("keepdims", 1))
     if op.attrs.get("select_last_index", 0):
-        return ctx.call(kernels.arg_last, x, axis, keep, largest)
+        return ctx.call(statistics.arg_last, x, axis, keep, largest)
     return ctx.call(torch.argmax if largest else torch.argmin, x, axis, keep)
 
 
@@ -48,20 +48,20 @@ def _cumsum(ctx: Context, op: Op) -> fx.Node:
     if axis is None:
         raise op.refuse("no axis")
     flags = bool(op.attrs.get("exclusive", 0)), bool(op.attrs.get("reverse", 0))
-    return ctx.call(kernels.cumulative_sum, ctx.tensor(op, 0), int(axis.item()), *flags)
+    return ctx.call(statistics.cumulative_sum, ctx.tensor(op, 0), int(axis.item()), *flags)
 
 
 # operator -> the reduction, and what is left of it where there are no axes to reduce
 _REDUCTIONS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "ReduceMean": (torch.mean, _same),
-    "ReduceSum": (torch.sum, _same),
-    "ReduceMax": (kernels.max_axes, _same),
-    "ReduceMin": (kernels.min_axes, _same),
-    "ReduceProd": (kernels.prod_axes, _same),
-    "ReduceL1": (kernels.sum_abs, torch.abs),
-    "ReduceL2": (kernels.root_sum_square, torch.abs),
-    "ReduceSumSquare": (kernels.sum_square, torch.square),
-    "ReduceLogSum": (kernels.log_sum, torch.log),
+    "ReduceSum": (statistics.sum_axes, _same),
+    "ReduceMax": (statistics.max_axes, _same),
+    "ReduceMin": (statistics.min_axes, _same),
+    "ReduceProd": (statistics.prod_axes, _same),
+    "ReduceL1": (statistics.sum_abs, torch.abs),
+    "ReduceL2": (statistics.root_sum_square, torch.abs),
+    "ReduceSumSquare": (statistics.sum_square, torch.square),
+    "ReduceLogSum": (statistics.log_sum, torch.log),
     "ReduceLogSumExp": (torch.logsumexp, _same),
 }
 

@@ -1,4 +1,4 @@
-"""Resize and Upsample by nearest neighbour and linear interpolation, one axis at a time or by F.interpolate."""
+"""Resize and Upsample by nearest neighbour and linear interpolation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op
+from opadapt.torchgraph.kernels import movement
 from opadapt.torchgraph.ops.shape import numbers
 
 _COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "asymmetric", "align_corners")
@@ -56,7 +56,7 @@ def _build(
             continue
         size = None if sizes is None else sizes[i]
         scale = None if scales is None or sizes is not None else float(scales[i])
-        x = ctx.call(kernels.resize_axis, x, axis, size, scale, mode, coordinates, nearest)
+        x = ctx.call(movement.resize_axis, x, axis, size, scale, mode, coordinates, nearest)
     return x
 
 

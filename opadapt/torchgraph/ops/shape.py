@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from opadapt.torchgraph import kernels
 from opadapt.torchgraph.context import Builder, Context, Op
+from opadapt.torchgraph.kernels import movement
 from opadapt.torchgraph.ops.reduction import axes_of
 
 
 def numbers(ctx: Context, op: Op, index: int, attribute: str) -> list[Any] | None:
-    """Python ints, or nodes that yield them, from an input or an older opset's attribute; None where absent."""
+    """Python ints, or nodes that yield them, from an input or an older attribute; None where absent."""
     if op.input(index):
         return list(ctx.host(op, index).array.reshape(-1).tolist())
     return [int(v) for v in op.attrs[attribute]] if attribute in op.attrs else None
@@ -41,7 +41,7 @@ def _flatten(ctx: Context, op: Op) -> fx.Node:
     axis, shape = op.attrs.get("axis", 1), ctx.shape(op.input(0))
     if axis == 1 and shape is not None and len(shape) > 1:
         return ctx.method("flatten", ctx.tensor(op, 0), 1)
-    return ctx.call(kernels.flatten, ctx.tensor(op, 0), axis)
+    return ctx.call(movement.flatten, ctx.tensor(op, 0), axis)
 
 
 def _transpose(ctx: Context, op: Op) -> fx.Node:
@@ -57,10 +57,11 @@ def _squeeze(ctx: Context, op: Op) -> fx.Node:
 
 def _unsqueeze(ctx: Context, op: Op) -> fx.Node:
     x, axes = ctx.tensor(op, 0), axes_of(ctx, op, 1) or []
-    if any(a < 0 for a in axes):
+    if any(a < 0 for a in axes) and any(a >= 0 for a in axes):
         rank = ctx.rank(op, 0) + len(axes)
         axes = [a % rank for a in axes]
-    for axis in sorted(axes):
+    # axes are those of the result: from the front if counted from there, from the back otherwise
+    for axis in sorted(axes, key=abs):
         x = ctx.method("unsqueeze", x, axis)
     return x
 
@@ -77,7 +78,7 @@ def _split(ctx: Context, op: Op) -> list[fx.Node]:
 
 
 def _expand(ctx: Context, op: Op) -> fx.Node:
-    return ctx.call(kernels.expand, ctx.tensor(op, 0), numbers(ctx, op, 1, "shape"))
+    return ctx.call(movement.expand, ctx.tensor(op, 0), numbers(ctx, op, 1, "shape"))
 
 
 def _tile(ctx: Context, op: Op) -> fx.Node:
@@ -88,11 +89,14 @@ def _depth_to_space(ctx: Context, op: Op) -> fx.Node:
     x, block = ctx.tensor(op, 0), op.attrs["blocksize"]
     if op.attrs.get("mode", "DCR") == "CRD":
         return ctx.call(F.pixel_shuffle, x, block)
-    return ctx.call(kernels.depth_to_space, x, block)
+    return ctx.call(movement.depth_to_space, x, block)
 
 
 def _space_to_depth(ctx: Context, op: Op) -> fx.Node:
-    return ctx.call(kernels.space_to_depth, ctx.tensor(op, 0), op.attrs["blocksize"])
+    x, block = ctx.tensor(op, 0), op.attrs["blocksize"]
+    if op.attrs.get("mode", "DCR") == "CRD":
+        return ctx.call(F.pixel_unshuffle, x, block)
+    return ctx.call(movement.space_to_depth, x, block)
 
 
 BUILDERS: Mapping[str, Builder] = {

@@ -1,0 +1,1 @@
+"""Functions that the running graph calls where torch has no single one."""
