@@ -6,7 +6,7 @@ answer on stdout: ``{"id", "do", ...}`` -> ``{"id", ...}`` or ``{"id", "error": 
 
     hello                     sha256, folder, versions, cpu, ...
     conditions                temperature, governor, clock, throttling, load, versions
-    time     models, timing   latency_s[model][block], order, runs, conditions
+    time     models, timing   latency_s[model][block], order, conditions
     profile  model, timing    kernels, the path of the optimised model, un-profiled times
     run      model, feeds     the path of the outputs
     forget   paths            how many files were removed, those made of them included
@@ -28,16 +28,14 @@ import platform
 import select
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 PROTOCOL = 1
 PROVIDER = "CPUExecutionProvider"
@@ -45,8 +43,6 @@ PROFILED_RUNS = 100  # at most: the profile of 250 nodes is then about 15 MB of 
 PROFILE_WARMUP = 3  # profiled runs that are not counted
 HERE = Path(__file__).resolve()
 SYS = Path("/sys")
-
-# --- what the board says about itself -----------------------------------------------------------------------
 
 
 def _read(path: Path) -> str:
@@ -68,12 +64,10 @@ def cpu_model() -> str:
 
 def _throttled() -> str | None:
     """A Raspberry Pi's word of flags, x86's counter, or None where the system tells nothing."""
-    tool = shutil.which("vcgencmd")
-    if tool:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run([tool, "get_throttled"], capture_output=True, text=True, timeout=5)
-            if done.returncode == 0:
-                return done.stdout.strip().partition("=")[2]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["vcgencmd", "get_throttled"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.strip().partition("=")[2]
     counters = SYS.glob("devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
     counts = [int(text) for text in map(_read, counters) if text.isdigit()]
     return str(sum(counts)) if counts else None
@@ -97,20 +91,14 @@ def conditions() -> dict[str, Any]:
     }
 
 
-# --- the child: what touches onnxruntime --------------------------------------------------------------------
-
-
-def _stage(text: str) -> None:
-    """Leave a mark that outlives a crash: the agent adds the last one to its error."""
-    Path("stage").write_text(text)
+_STAGE = Path("stage")  # in the child's folder: the mark of what it was at, which outlives a crash
 
 
 def _session(path: str, threads: int, profile: bool = False) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
@@ -125,26 +113,21 @@ def _inputs(session: Any, seed: int) -> dict[str, Any]:
     """Normal numbers for floats, zeros for all else (an index of zero is in range everywhere)."""
     import numpy as np
 
-    floats: dict[str, str] = {"float": "float32", "double": "float64", "float16": "float16"}
-    others = {f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-    others["bool"] = "bool"
+    names = {"tensor(float)": "float32", "tensor(double)": "float64"}
     feeds = {}
     for number, wanted in enumerate(session.get_inputs()):
         if not all(isinstance(dim, int) and dim > 0 for dim in wanted.shape):
             raise ValueError(f"input '{wanted.name}' has the free shape {wanted.shape}: pin it")
-        element = wanted.type[len("tensor(") : -1]
-        if element in floats:
+        dtype = np.dtype(names.get(wanted.type) or wanted.type[len("tensor(") : -1])
+        feeds[wanted.name] = np.zeros(wanted.shape, dtype)
+        if dtype.kind == "f":
             normal = np.random.default_rng([seed, number]).standard_normal(wanted.shape)
-            feeds[wanted.name] = normal.astype(floats[element])
-        elif element in others:
-            feeds[wanted.name] = np.zeros(wanted.shape, others[element])
-        else:
-            raise ValueError(f"input '{wanted.name}' of type {wanted.type} cannot be made up")
+            feeds[wanted.name] = normal.astype(dtype)
     return feeds
 
 
-def _runner(session: Any, seed: int) -> Callable[[], None]:
-    """A call that runs the session once; bound beforehand, to keep Python's part out of the time."""
+def _runner(session: Any, seed: int) -> Any:
+    """What runs the session once; bound beforehand, to keep Python's part out of the time."""
     binding = session.io_binding()
     for name, value in _inputs(session, seed).items():
         binding.bind_cpu_input(name, value)
@@ -153,7 +136,7 @@ def _runner(session: Any, seed: int) -> Callable[[], None]:
     return lambda: session.run_with_iobinding(binding)
 
 
-def _block(run: Callable[[], None], min_s: float, min_runs: int) -> list[int]:
+def _block(run: Any, min_s: float, min_runs: int) -> list[int]:
     """Times [ns] of consecutive runs, for at least ``min_s`` seconds and ``min_runs`` runs."""
     clock = time.perf_counter_ns
     times: list[int] = []
@@ -168,16 +151,8 @@ def _block(run: Callable[[], None], min_s: float, min_runs: int) -> list[int]:
     return times
 
 
-def _median_s(times: list[int]) -> float:
-    ordered, half = sorted(times), len(times) // 2
-    return (ordered[half] + ordered[~half]) / 2e9
-
-
 def block_order(models: int, blocks: int) -> list[int]:
-    """Which model each block runs. A round has all models once; rounds are mirrored in pairs, then rotated.
-
-    Two models: A B B A, B A A B, ... so that a steady drift falls on both alike.
-    """
+    """Which model each block runs: A B B A, B A A B, ...; more models: rounds mirrored in pairs, rotated."""
     order: list[int] = []
     for turn in range(blocks):
         rotated = [(turn // 2 + i) % models for i in range(models)]
@@ -193,7 +168,6 @@ def _do_hello(request: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": ort.__version__,
-        "providers": ort.get_available_providers(),
         "system": platform.platform(),
         "machine": platform.machine(),
         "cpu": cpu_model(),
@@ -214,28 +188,20 @@ def _do_time(request: dict[str, Any]) -> dict[str, Any]:
     found = _do_conditions(timing)
     runners = []
     for number, path in enumerate(request["models"]):
-        _stage(f"model {number}: making the session")
+        _STAGE.write_text(f"model {number}: making the session")
         runners.append(_runner(_session(path, timing["threads"]), timing["seed"]))
-    for number, run in enumerate(runners):
-        _stage(f"model {number}: warming up")
-        _block(run, timing["warmup_s"], 1)
+        _STAGE.write_text(f"model {number}: warming up")
+        _block(runners[number], timing["warmup_s"], 1)
     order = block_order(len(runners), timing["blocks"])
     latency_s: list[list[float]] = [[] for _ in runners]
-    runs: list[list[int]] = [[] for _ in runners]
     gc.collect()
     gc.disable()
     for number in order:
-        _stage(f"model {number}: block {len(runs[number])}")
+        _STAGE.write_text(f"model {number}: block {len(latency_s[number])}")
         times = _block(runners[number], timing["min_block_s"], timing["min_runs"])
-        latency_s[number].append(_median_s(times))
-        runs[number].append(len(times))
+        latency_s[number].append(statistics.median(times) / 1e9)
     gc.enable()
-    return {
-        "latency_s": latency_s,
-        "runs": runs,
-        "order": order,
-        "conditions": {**found, "after": conditions()},
-    }
+    return {"latency_s": latency_s, "order": order, "conditions": {**found, "after": conditions()}}
 
 
 def _kernels(path: str) -> list[dict[str, Any]]:
@@ -244,25 +210,24 @@ def _kernels(path: str) -> list[dict[str, Any]]:
     found: dict[Any, list[int]] = {}
     for event in json.loads(Path(path).read_text()):
         if event.get("cat") == "Node" and event["name"].endswith(suffix):
-            about = event["args"]
-            key = (event["name"][: -len(suffix)], about.get("op_name"), about.get("node_index"))
+            key = (event["name"], event["args"].get("op_name"), event["args"].get("node_index"))
             found.setdefault(key, []).append(event["dur"])
     kernels = []
-    for (name, op_type, _), durations in found.items():
+    for (event_name, op_type, _), durations in found.items():
+        name = event_name[: -len(suffix)]
         counted = sorted(durations[PROFILE_WARMUP:])
         middle = counted[len(counted) // 4 : len(counted) - len(counted) // 4]
-        latency_s = sum(middle) / len(middle) / 1e6
-        kernels.append({"name": name, "op_type": op_type, "latency_s": latency_s, "runs": len(counted)})
+        kernels.append({"name": name, "op_type": op_type, "latency_s": statistics.mean(middle) / 1e6})
     return kernels
 
 
 def _do_profile(request: dict[str, Any]) -> dict[str, Any]:
     timing, path = request["timing"], request["model"]
     times = _do_time({"models": [path], "timing": timing})
-    _stage("model 0: making the profiled session")
+    _STAGE.write_text("model 0: making the profiled session")
     session = _session(path, timing["threads"], profile=True)
     run = _runner(session, timing["seed"])
-    _stage("model 0: profiled runs")
+    _STAGE.write_text("model 0: profiled runs")
     end = time.perf_counter() + timing["profile_s"]
     for number in range(PROFILE_WARMUP + max(PROFILED_RUNS, timing["min_runs"])):
         run()
@@ -276,9 +241,9 @@ def _do_run(request: dict[str, Any]) -> dict[str, Any]:
 
     with np.load(request["feeds"], allow_pickle=False) as arrays:
         feeds = {name: arrays[f"a{i}"] for i, name in enumerate(request["names"])}
-    _stage("model 0: making the session")
+    _STAGE.write_text("model 0: making the session")
     session = _session(request["model"], request["threads"])
-    _stage("model 0: running")
+    _STAGE.write_text("model 0: running")
     outputs = session.run(None, feeds)
     path = request["model"] + ".outputs.npz"
     arrays = {f"a{i}": np.asarray(value) for i, value in enumerate(outputs)}
@@ -286,18 +251,8 @@ def _do_run(request: dict[str, Any]) -> dict[str, Any]:
     return {"outputs": path, "names": [output.name for output in session.get_outputs()]}
 
 
-ACTIONS = {
-    "hello": _do_hello,
-    "conditions": _do_conditions,
-    "time": _do_time,
-    "profile": _do_profile,
-    "run": _do_run,
-}
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()  # returns when the agent's end of the pipe is gone, however it went
-    os._exit(1)
+MEASURING = {"hello": _do_hello, "time": _do_time, "profile": _do_profile, "run": _do_run}
+ACTIONS = {**MEASURING, "conditions": _do_conditions}
 
 
 def child() -> None:
@@ -305,33 +260,26 @@ def child() -> None:
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)  # what libraries print belongs to the log
         request = json.loads(sys.stdin.readline())
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        # reading ends when the agent's end of the pipe is gone, however it went
+        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
         try:
             result = ACTIONS[request["do"]](request)
-        except MemoryError:
-            result = {"error": {"kind": "memory", "message": "out of memory"}}
         except Exception as error:
-            result = {"error": {"kind": "exception", "message": f"{type(error).__name__}: {error}"}}
+            kind = "memory" if isinstance(error, MemoryError) or "alloc" in str(error) else "exception"
+            result = {"error": {"kind": kind, "message": f"{type(error).__name__}: {error}"}}
         json.dump(result, answer)
     os._exit(0)  # a finished child does not wait for its watching thread
-
-
-# --- the agent ----------------------------------------------------------------------------------------------
 
 
 class _Closed(Exception):
     """stdin is at its end, or a signal asked the agent to go."""
 
 
-def _how_it_ended(code: int, folder: Path) -> dict[str, Any]:
+def _how_it_ended(code: int, log: str) -> dict[str, Any]:
     """The error of a child that ended without an answer."""
-    log = _read(folder / "log")[-2000:]
     if code >= 0:
         return {"kind": "exit", "message": f"ended with exit code {code}", "log": log}
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
+    name = {s.value: s.name for s in signal.Signals}.get(-code, f"signal {-code}")
     note = {"SIGKILL": ": out of memory?", "SIGILL": ": an instruction this CPU lacks"}.get(name, "")
     return {"kind": "signal", "signal": name, "message": f"killed by {name}{note}", "log": log}
 
@@ -345,21 +293,15 @@ class Agent:
         self.buffer = b""
 
     def take_input(self) -> None:
+        """Read what there is on stdin. Raises _Closed at its end."""
         data = os.read(0, 1 << 16)
         if not data:
             raise _Closed
         self.buffer += data
 
-    def next_line(self) -> bytes:
-        while b"\n" not in self.buffer:
-            self.take_input()
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        return line
-
-    def collect(self, process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
+    def collect(self, pipe: int, limit_s: float) -> bytes | None:
         """The child's output up to its end, None after the time limit. Watches stdin, whose end ends all."""
-        assert process.stdout is not None
-        pipe, output, deadline = process.stdout.fileno(), b"", time.monotonic() + limit_s
+        output, deadline = b"", time.monotonic() + limit_s
         while True:
             left = deadline - time.monotonic()
             ready = select.select([0, pipe], [], [], max(0.0, left))[0]
@@ -377,53 +319,43 @@ class Agent:
         """Run one request in a child process and say how it went."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         limit_s = float(request.get("timeout_s", 600))
-        command = [sys.executable, str(HERE), "--child"]
-        pipe = subprocess.PIPE
+        command, pipe = [sys.executable, str(HERE), "--child"], subprocess.PIPE
         with (folder / "log").open("wb") as log:
             # a session of its own, so that it can be killed with whatever it started
-            process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=log, cwd=folder, start_new_session=True
-            )
-        assert process.stdin is not None and process.stdout is not None
+            options: dict[str, Any] = {"stderr": log, "cwd": folder, "start_new_session": True}
+            process: Any = subprocess.Popen(command, stdin=pipe, stdout=pipe, **options)
         try:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
-            output = self.collect(process, limit_s)
+            output = self.collect(process.stdout.fileno(), limit_s)
             if output is None:
                 error = {"kind": "timeout", "message": f"no result within {limit_s:g} s"}
             elif process.wait() != 0:
-                error = _how_it_ended(process.returncode, folder)
+                error = _how_it_ended(process.returncode, _read(folder / "log")[-2000:])
             else:
-                result: dict[str, Any] = json.loads(output.decode())
+                result: dict[str, Any] = json.loads(output)
                 if "error" not in result:
                     return result
                 error = result["error"]
             return {"error": {**error, "stage": _read(folder / "stage")}}
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                process.wait()
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
             process.stdout.close()
             shutil.rmtree(folder, ignore_errors=True)
 
-    def forget(self, paths: list[str]) -> dict[str, Any]:
-        """Remove files of the agent's folder, and those made of them (``path.*``)."""
-        removed = 0
-        for file in self.folder.iterdir():
-            if any(str(file) == path or str(file).startswith(path + ".") for path in paths):
-                file.unlink()
-                removed += 1
-        return {"removed": removed}
-
     def answer(self, line: bytes) -> dict[str, Any]:
         request: dict[str, Any] = {}
         try:
-            request = dict(json.loads(line.decode()))
-            if request["do"] == "forget":
-                result = self.forget(request["paths"])
+            request = dict(json.loads(line))
+            if request["do"] == "forget":  # files of the folder, and those made of them (path.*)
+                roots = tuple(f"{path}." for path in request["paths"])
+                mine = [file for file in self.folder.iterdir() if f"{file}.".startswith(roots)]
+                result: dict[str, Any] = {"removed": len([file.unlink() for file in mine])}
             elif request["do"] in ACTIONS:
                 result = self.in_child(request)
             else:
@@ -437,24 +369,29 @@ class Agent:
     def serve(self) -> None:
         try:
             while True:
-                reply = json.dumps(self.answer(self.next_line())).encode() + b"\n"
-                while reply:
-                    reply = reply[os.write(1, reply) :]
+                while b"\n" not in self.buffer:
+                    self.take_input()
+                line, _, self.buffer = self.buffer.partition(b"\n")
+                sys.stdout.write(json.dumps(self.answer(line)) + "\n")
+                sys.stdout.flush()
         except (_Closed, BrokenPipeError):
             pass
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _go(number: int, frame: Any) -> None:
-    raise _Closed
-
-
 def main() -> None:
     if sys.argv[1:] == ["--child"]:
         child()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _go)
+
+    def go(number: int, frame: Any) -> None:
+        for other in ends:
+            signal.signal(other, signal.SIG_IGN)  # tidying up is not to be disturbed
+        raise _Closed
+
+    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    for number in ends:
+        signal.signal(number, go)
     Agent().serve()
 
 

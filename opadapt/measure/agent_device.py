@@ -87,12 +87,12 @@ class AgentDevice:
         if not models:
             raise ValueError("nothing to time")
         with self._files(models) as paths:
-            request = {"do": "time", "models": paths, "timing": self._timing(timing)}
+            request = {"do": "time", "models": paths, "timing": timing.model_dump()}
             return _block_times(self._ask(request, timing.timeout_s))
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         with self._files([model]) as paths:
-            request = {"do": "profile", "model": paths[0], "timing": self._timing(timing)}
+            request = {"do": "profile", "model": paths[0], "timing": timing.model_dump()}
             answer = self._ask(request, timing.timeout_s)
             kernels = tuple(Kernel(k["name"], k["op_type"], k["latency_s"]) for k in answer["kernels"])
             return RawProfile(
@@ -122,9 +122,6 @@ class AgentDevice:
         finally:
             if self._hello is not None:
                 self._ask({"do": "forget", "paths": list(paths.values())}, GRACE_S)
-
-    def _timing(self, timing: Timing) -> dict[str, Any]:
-        return {**timing.model_dump(), "threads": timing.threads or self.threads}
 
     def _ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         try:

@@ -26,11 +26,7 @@ class Timing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threads: int | None = Field(
-        default=None,
-        ge=1,
-        description="threads within an operator (intra_op_num_threads); none: the device's number",
-    )
+    threads: int = Field(default=1, ge=1, description="threads within an operator (intra_op_num_threads)")
     blocks: int = Field(
         default=12, ge=MIN_BLOCKS, description="blocks per model; blocks of the models alternate"
     )
