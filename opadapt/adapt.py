@@ -1,0 +1,56 @@
+"""The story of a run: profile, rank, evolve, select, fine-tune, accept, export, report.
+
+Every step that costs anything goes through the journal, so a killed run goes on by running again: this function is
+a deterministic function of the experiment, its seed and the results in the journal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from opadapt.experiment import Experiment
+from opadapt.report.data import Report
+from opadapt.report.progress import Progress
+from opadapt.steps.activations import record
+from opadapt.steps.assemble import assemble
+from opadapt.steps.baseline import measure
+from opadapt.steps.conclude import conclude
+from opadapt.steps.context import open_context
+from opadapt.steps.exact import exact
+from opadapt.steps.explore import explore, rank_groups
+from opadapt.steps.history import History
+from opadapt.steps.offer import offers
+
+
+def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
+    """Make the experiment's model faster on its device, within tolerance, and report what came of it.
+
+    Writes adapted.onnx, original.onnx, report.json and the journal into ``folder``. Interrupted at any moment, the
+    same call goes on where it was. Raises the errors of opadapt/errors.py.
+    """
+    with open_context(experiment, folder, progress) as context:
+        history = History(context.original)
+        baseline = measure(context, context.original, "original")
+        dataset = context.dataset
+        if dataset is None:
+            # without data nothing can be trained or judged: only what is exact up to rounding is allowed
+            return conclude(context, baseline, exact(context, baseline, history), history)
+        model, profile = context.original, baseline
+        for number in range(experiment.search.rounds):
+            aim = history.aim(experiment.target, baseline, profile)
+            if aim is not None and aim <= 1:
+                break
+            # the worst groups of equal regions, by measured latency and parameters
+            ranked = rank_groups(context, model, profile)
+            activations = record(context, dataset, model, [r.group for r in ranked], tag=f"round{number}")
+            # programs for each of them, cheapest check first
+            explored = [explore(context, model, profile, one, activations) for one in ranked]
+            offered = offers(context, dataset, model, explored, activations)
+            # one program per region jointly, the whole model fine-tuned, accepted only within tolerance
+            assembled = assemble(context, dataset, model, profile.wall.value, offered, aim, number)
+            history.add(explored, assembled)
+            if assembled.accepted is None:
+                break
+            model = assembled.accepted.model
+            profile = measure(context, model, f"round{number}")
+        return conclude(context, baseline, model, history)

@@ -1,0 +1,148 @@
+"""The journal of a run: one SQLite row per trial, written before the result is used, and arrays by content.
+
+A run is a deterministic function of its experiment, its seed and the results in the journal. Resuming is
+running again: every trial that the journal holds is read instead of paid for. Nothing else is state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opadapt.errors import RunError
+
+SCHEMA_VERSION = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS trial (
+  stage TEXT NOT NULL, key TEXT NOT NULL, result TEXT NOT NULL, seconds REAL NOT NULL, finished_at REAL NOT NULL,
+  PRIMARY KEY (stage, key));
+CREATE TABLE IF NOT EXISTS attempt (stage TEXT NOT NULL, key TEXT NOT NULL, started_at REAL NOT NULL);
+"""
+
+
+def content_key(*parts: object) -> str:
+    """A short stable name of JSON-able parts (sha256, 24 hex digits)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def _storage(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise RunError(
+            f"cannot {what} the run folder",
+            found=str(error),
+            do="free disk space or fix the permissions, then `opadapt resume` the run: nothing finished is lost",
+        ) from error
+
+
+class Journal:
+    """Results by (stage, key). Safe against ``kill -9``: a trial is either wholly there or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with _storage("open"):
+            (folder / "weights").mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_TABLES)
+            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+            (found,) = self._db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+        if int(found) > SCHEMA_VERSION:
+            raise RunError(
+                f"{folder} was written by a newer opadapt",
+                expected=f"journal schema {SCHEMA_VERSION} or older",
+                found=found,
+                do="use that opadapt",
+            )
+
+    def close(self) -> None:
+        self._db.close()
+
+    def find(self, stage: str, key: str) -> Any | None:
+        """The result of a finished trial, or None."""
+        with _storage("read"):
+            row = self._db.execute(
+                "SELECT result FROM trial WHERE stage = ? AND key = ?", (stage, key)
+            ).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def start(self, stage: str, key: str) -> None:
+        """Note that a trial is being paid for."""
+        with _storage("write"):
+            self._db.execute("INSERT INTO attempt VALUES (?, ?, ?)", (stage, key, time.time()))
+
+    def finish(self, stage: str, key: str, result: Any, seconds: float) -> None:
+        """Record a trial's result. Raises RunError for a trial recorded before."""
+        with _storage("write"):
+            self._db.execute(
+                "INSERT INTO trial VALUES (?, ?, ?, ?, ?)",
+                (stage, key, json.dumps(result), seconds, time.time()),
+            )
+
+    def once(self, stage: str, key: str, compute: Callable[[], Any]) -> Any:
+        """The recorded result of a trial; computed, recorded and only then returned if there is none.
+
+        Both ways the result has been through JSON, so that a resumed run sees what the first one saw.
+        """
+        if (found := self.find(stage, key)) is not None:
+            return found
+        self.start(stage, key)
+        began = time.monotonic()
+        result = compute()
+        self.finish(stage, key, result, time.monotonic() - began)
+        return json.loads(json.dumps(result))
+
+    def counts(self) -> dict[str, tuple[int, int, float]]:
+        """Per stage: trials finished, trials begun, seconds spent in finished ones."""
+        rows = self._db.execute(
+            "SELECT stage, COUNT(*), SUM(seconds) FROM trial GROUP BY stage ORDER BY MIN(finished_at)"
+        ).fetchall()
+        begun = dict(self._db.execute("SELECT stage, COUNT(*) FROM attempt GROUP BY stage").fetchall())
+        return {stage: (n, begun.get(stage, n), seconds) for stage, n, seconds in rows}
+
+    def results(self, stage: str) -> Iterator[tuple[str, Any]]:
+        """All (key, result) of a stage in the order they were finished."""
+        rows = self._db.execute(
+            "SELECT key, result FROM trial WHERE stage = ? ORDER BY finished_at", (stage,)
+        )
+        for key, result in rows.fetchall():
+            yield key, json.loads(result)
+
+    def save_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> str:
+        """Store arrays under the hash of their content; returns the hash."""
+        buffer = io.BytesIO()
+        names = sorted(arrays)
+        # Positional keys: an initializer's name may hold characters a zip member must not.
+        np.savez(
+            buffer, names=np.array(names), **{f"a{i}": np.asarray(arrays[n]) for i, n in enumerate(names)}
+        )
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
+        path = self.folder / "weights" / f"{digest}.npz"
+        if not path.exists():
+            with _storage("write weights into"):
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_bytes(buffer.getvalue())
+                temporary.replace(path)
+        return digest
+
+    def load_arrays(self, digest: str) -> dict[str, NDArray[Any]]:
+        """The arrays stored under a hash. Raises RunError if they are gone."""
+        path = self.folder / "weights" / f"{digest}.npz"
+        with _storage("read weights of"), np.load(path, allow_pickle=False) as found:
+            return {str(name): found[f"a{i}"] for i, name in enumerate(found["names"])}

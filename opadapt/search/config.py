@@ -1,0 +1,51 @@
+"""Settings of the search."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SearchConfig(BaseModel):
+    """How much to search, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    space: str = Field("default", description="search space: a shipped name, or a path to a space file")
+    top_groups: int = Field(4, ge=1, description="how many groups of equal regions to search, worst first")
+    max_overlap: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="skip a group if more than this share of its latency is in groups already chosen",
+    )
+    population: int = Field(12, ge=4, description="programs kept from one generation to the next, per group")
+    generations: int = Field(3, ge=0, description="generations after the seeds, per group")
+    crossover: float = Field(0.3, ge=0, le=1, description="probability that a child has two parents")
+    rewrite: float = Field(
+        0.5, ge=0, le=1, description="probability that a mutation is a rule, not a point mutation"
+    )
+    max_instructions: int = Field(96, ge=8, description="longest program allowed")
+    max_macs_ratio: float = Field(
+        1.5,
+        gt=0,
+        description="refuse a program with more multiply-accumulates than this, times the original's",
+    )
+    finalists: int = Field(
+        6, ge=1, description="programs per group distilled for every member and offered to selection"
+    )
+    finalist_steps: int = Field(240, ge=1, description="distillation steps of a finalist, for every member")
+    activation_samples: int = Field(
+        1024, ge=16, description="training samples whose activations are recorded"
+    )
+    probe_samples: int = Field(
+        512, ge=16, description="inputs on which damage inside the whole model is measured"
+    )
+    probe_members: int = Field(
+        1, ge=1, description="members of a group on which a program is tried out during evolution"
+    )
+    rounds: int = Field(1, ge=1, description="times the whole search is repeated on the adapted model")
+    first_aim: float = Field(
+        0.6, gt=0, le=1, description="without a target, the share of the reachable gain that is tried first"
+    )
+    max_attempts: int = Field(3, ge=1, description="selections fine-tuned per round before giving up")
+    workers: int = Field(0, ge=0, description="worker processes for distillation (0: one per core)")

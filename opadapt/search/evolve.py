@@ -1,0 +1,156 @@
+"""Evolution of one group's programs: NSGA-II (Deb et al. 2002) from DEAP behind ask and tell.
+
+The loop knows no boards and no training. Objectives, all minimised: latency of one member (s), damage (normalised
+error of the region's output), parameters. A refused candidate never enters selection: in DEAP a NaN fitness would
+win comparisons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from deap import base, tools
+
+from opadapt.errors import ProgramError, Refused
+from opadapt.ir.cost import count_params
+from opadapt.search.candidate import Candidate
+from opadapt.search.config import SearchConfig
+from opadapt.search.space import Space
+from opadapt.search.vary import seeds, vary
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What evaluation found of a candidate: latency of one member (s) and damage (NMSE, 0 is the original)."""
+
+    latency_s: float
+    damage: float
+
+
+class Fitness(base.Fitness):  # type: ignore[misc]
+    """Latency, damage and parameters, all minimised."""
+
+    weights = (-1.0, -1.0, -1.0)
+
+
+@dataclass(eq=False)
+class Individual:
+    """A candidate with what NSGA-II needs beside it."""
+
+    candidate: Candidate
+    scores: Scores
+    fitness: Fitness = field(default_factory=Fitness)
+
+    def __post_init__(self) -> None:
+        values = (self.scores.latency_s, self.scores.damage, float(count_params(self.candidate.program)))
+        if not all(np.isfinite(values)):
+            raise ValueError(f"a fitness must be finite, found {values}; refuse the candidate instead")
+        self.fitness.values = values
+
+
+@contextlib.contextmanager
+def _global_random(rng: np.random.Generator) -> Iterator[None]:
+    """DEAP's selectors draw from the global ``random``: seed it from ours and put it back."""
+    before = random.getstate()
+    random.seed(int(rng.integers(2**63)))
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+def _winner(a: Individual, b: Individual) -> Individual:
+    """A binary tournament: dominance, then crowding distance."""
+    if a.fitness.dominates(b.fitness):
+        return a
+    if b.fitness.dominates(a.fitness):
+        return b
+    return a if a.fitness.crowding_dist >= b.fitness.crowding_dist else b
+
+
+class Evolution:
+    """Ask for candidates, tell their results, until ``done``. Deterministic given the rng and the results."""
+
+    def __init__(
+        self,
+        original: Candidate,
+        scores: Scores,
+        space: Space,
+        config: SearchConfig,
+        rng: np.random.Generator,
+    ) -> None:
+        self.space, self.config, self.rng = space, config, rng
+        self.original = original
+        self.population: list[Individual] = [Individual(original, scores)]
+        self.archive: list[Individual] = []
+        self.seen: set[str] = {original.digest}
+        self.generation = 0
+        self._asked: list[Candidate] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.generation > self.config.generations
+
+    def ask(self) -> list[Candidate]:
+        """The next generation, without anything seen before. Raises RuntimeError if the last was not told."""
+        if self._asked is not None:
+            raise RuntimeError("ask: the last generation has not been told")
+        self._asked = self._seeds() if self.generation == 0 else self._children()
+        return self._asked
+
+    def tell(self, results: Sequence[Scores | Refused]) -> None:
+        """The results of what ``ask`` gave, in its order. Raises RuntimeError out of order."""
+        if self._asked is None or len(results) != len(self._asked):
+            raise RuntimeError("tell: one result per candidate asked for, once")
+        found = [
+            Individual(candidate, result)
+            for candidate, result in zip(self._asked, results, strict=True)
+            if not isinstance(result, Refused)
+        ]
+        self.archive.extend(found)
+        self.population = tools.selNSGA2(self.population + found, self.config.population)
+        self._asked = None
+        self.generation += 1
+
+    def front(self) -> list[Individual]:
+        """The candidates that no other beats in both latency and damage, fastest first, the original left out."""
+        best: list[Individual] = []
+        for individual in sorted(self.archive, key=lambda i: (i.scores.latency_s, i.scores.damage)):
+            if not best or individual.scores.damage < best[-1].scores.damage:
+                best.append(individual)
+        return best
+
+    def _fresh(self, candidate: Candidate) -> bool:
+        name = candidate.digest
+        if name in self.seen:
+            return False
+        self.seen.add(name)
+        return True
+
+    def _seeds(self) -> list[Candidate]:
+        made = seeds(self.original, self.space, int(self.rng.integers(2**31)))
+        return [candidate for candidate in made if self._fresh(candidate)]
+
+    def _children(self) -> list[Candidate]:
+        children: list[Candidate] = []
+        for _ in range(self.config.population * 20):
+            if len(children) == self.config.population:
+                break
+            try:
+                child = vary(self._parents(), self.space, self.config, self.rng)
+            except ProgramError:
+                continue
+            if self._fresh(child):
+                children.append(child)
+        return children
+
+    def _parents(self) -> tuple[Candidate, Candidate]:
+        """Winners of two binary tournaments."""
+        tools.emo.assignCrowdingDist(self.population)
+        with _global_random(self.rng):
+            pool = tools.selRandom(self.population, 4)
+        return _winner(*pool[:2]).candidate, _winner(*pool[2:]).candidate

@@ -1,0 +1,93 @@
+"""Evaluation of candidates, cheapest check first; every refusal names its stage and its reason."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from opadapt.errors import OpadaptError, Refused
+from opadapt.ir.cost import count_macs
+from opadapt.search.candidate import Candidate
+from opadapt.search.config import SearchConfig
+from opadapt.search.evolve import Scores
+
+Results = list[float | Refused]
+Stage = Callable[[Sequence[Candidate]], Results]
+
+
+@dataclass
+class Stages:
+    """The staged evaluation of one group's candidates.
+
+    ``latency`` measures the latency of one member in seconds; ``damage`` trains shortly and returns the normalised
+    error. Both take a batch, so that a device and worker processes can be kept busy, and answer in its order.
+    ``lower`` makes the nodes and raises where it cannot.
+    """
+
+    original: Candidate
+    original_latency_s: float
+    config: SearchConfig
+    lower: Callable[[Candidate], None]
+    latency: Stage
+    damage: Stage
+    refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def evaluate(self, batch: Sequence[Candidate]) -> list[Scores | Refused]:
+        """Scores or a refusal for each candidate, in order."""
+        results: dict[int, Scores | Refused] = {}
+        alive: list[int] = []
+        for i, candidate in enumerate(batch):
+            try:
+                self._static(candidate)
+                self._lower(candidate)
+                alive.append(i)
+            except Refused as refused:
+                results[i] = refused
+        latencies = self._stage(batch, alive, self.latency, results)
+        alive = []
+        for i, latency_s in latencies.items():
+            if latency_s < self.original_latency_s:
+                alive.append(i)
+            else:
+                results[i] = Refused("latency", "no faster than the original")
+        for i, damage in self._stage(batch, alive, self.damage, results).items():
+            if math.isfinite(damage):
+                results[i] = Scores(latencies[i], damage)
+            else:
+                results[i] = Refused("distil", "training diverged")
+        for result in results.values():
+            if isinstance(result, Refused):
+                self.refusals[result.stage, result.reason] += 1
+        return [results[i] for i in range(len(batch))]
+
+    @staticmethod
+    def _stage(
+        batch: Sequence[Candidate], alive: Sequence[int], stage: Stage, results: dict[int, Scores | Refused]
+    ) -> dict[int, float]:
+        found: dict[int, float] = {}
+        if alive:
+            for i, value in zip(alive, stage([batch[i] for i in alive]), strict=True):
+                if isinstance(value, Refused):
+                    results[i] = value
+                else:
+                    found[i] = value
+        return found
+
+    def _static(self, candidate: Candidate) -> None:
+        if len(candidate.program.body) > self.config.max_instructions:
+            raise Refused("static", f"more than {self.config.max_instructions} instructions")
+        bound = self.config.max_macs_ratio * count_macs(self.original.program)
+        if count_macs(candidate.program) > bound:
+            raise Refused("static", f"more than {self.config.max_macs_ratio:g} times the original's MACs")
+        if 0 not in {a for step in candidate.program.body for a in step.args} | {candidate.program.output}:
+            raise Refused("static", "the input is not used")
+
+    def _lower(self, candidate: Candidate) -> None:
+        try:
+            self.lower(candidate)
+        except Refused:
+            raise
+        except OpadaptError as error:
+            raise Refused("lower", error.message) from error

@@ -1,0 +1,137 @@
+"""Variation: seeds, mutation (a rule, or a point mutation) and crossover, on candidates. Every rng is explicit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from opadapt.errors import ProgramError, Refused
+from opadapt.ir.program import Binding, Builder, Instruction, Program
+from opadapt.search.candidate import Candidate, rebind, tidy
+from opadapt.search.config import SearchConfig
+from opadapt.search.point import MUTATIONS
+from opadapt.search.rewrite import Choice, Match, apply, variants
+from opadapt.search.space import Rule, Space
+
+ATTEMPTS = 30  # tries before a variation gives up; most edits of a small program do not type-check
+
+
+def rewrite(candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed: int) -> Candidate:
+    """The candidate with a rule applied once. Raises ProgramError or Refused where it does not apply."""
+    made = [
+        apply(rule, candidate.program, match, choice, binding, np.random.default_rng(seed))
+        for binding in candidate.bindings
+    ]
+    label = ", ".join(f"{name}={value}" for name, value in sorted(choice.items()))
+    origin = f"{candidate.origin} > {rule.name}" + (f"({label})" if label else "")
+    return tidy(made[0][0], tuple(binding for _, binding in made), origin)
+
+
+def seeds(original: Candidate, space: Space, seed: int) -> Iterator[Candidate]:
+    """Every rule of the space applied once, at every match and with every choice."""
+    for rule in space.rules:
+        for match, choice in variants(rule, original.program):
+            try:
+                yield rewrite(original, rule, match, choice, seed)
+            except (ProgramError, Refused):
+                continue
+
+
+def mutate(candidate: Candidate, space: Space, config: SearchConfig, rng: np.random.Generator) -> Candidate:
+    """One mutation: a rule at a random match, or a point mutation. Raises ProgramError when all tries fail."""
+    for _ in range(ATTEMPTS):
+        try:
+            if rng.random() < config.rewrite and space.rules:
+                return _rewrite_somewhere(candidate, space, rng)
+            return _point(candidate, space, rng)
+        except (ProgramError, Refused):
+            continue
+    raise ProgramError(f"no mutation fits after {ATTEMPTS} tries")
+
+
+def _rewrite_somewhere(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
+    rule = space.rules[int(rng.integers(len(space.rules)))]
+    found = list(variants(rule, candidate.program))
+    if not found:
+        raise ProgramError(f"rule {rule.name} matches nowhere")
+    match, choice = found[int(rng.integers(len(found)))]
+    return rewrite(candidate, rule, match, choice, int(rng.integers(2**31)))
+
+
+def _point(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
+    name = list(MUTATIONS)[int(rng.integers(len(MUTATIONS)))]
+    program = MUTATIONS[name](candidate.program, rng, space.instructions)
+    seed = int(rng.integers(2**31))
+    bindings = tuple(rebind(program, b, np.random.default_rng(seed)) for b in candidate.bindings)
+    return tidy(program, bindings, f"{candidate.origin} > {name}")
+
+
+def _renamed(program: Program, taken: dict[str, str]) -> list[Instruction]:
+    return [
+        Instruction(s.op, s.args, tuple((k, taken.get(v, v) if k == "name" else v) for k, v in s.attrs))
+        if s.op == "param"
+        else s
+        for s in program.body
+    ]
+
+
+def crossover(first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
+    """The second's program with one of its values computed by the first: a prefix of one, a suffix of the
+    other, cut where the tensor types are equal. Raises ProgramError where no cut points agree."""
+    a, b = first.program, second.program
+    cuts = [
+        (u, v)
+        for u in range(len(a.inputs), len(a.types))
+        for v in range(len(b.inputs), len(b.types))
+        if a.types[u] == b.types[v] and a.types[u].batch_axis == 0 and v != b.output
+    ]
+    if not cuts:
+        raise ProgramError("no cut points of equal type")
+    u, v = cuts[int(rng.integers(len(cuts)))]
+    names = {
+        name: _free(name, set(a.params) | set(b.params))
+        for name in b.params
+        if name in a.params and not _same_weights(name, first.bindings, second.bindings)
+    }
+    builder = Builder(a.inputs)
+    for step in a.body:
+        builder.append(step)
+    numbers = list(range(len(b.inputs)))
+    for position, step in enumerate(_renamed(b, names)):
+        value = b.number(position)
+        numbers.append(
+            u
+            if value == v
+            else builder.append(Instruction(step.op, tuple(numbers[x] for x in step.args), step.attrs))
+        )
+    program = builder.build(numbers[b.output])
+    bindings = tuple(
+        {**{names.get(k, k): w for k, w in theirs.items()}, **mine}
+        for mine, theirs in zip(first.bindings, second.bindings, strict=True)
+    )
+    return tidy(program, bindings, f"({first.origin}) x ({second.origin})")
+
+
+def _same_weights(name: str, first: tuple[Binding, ...], second: tuple[Binding, ...]) -> bool:
+    return all(np.array_equal(x[name], y[name]) for x, y in zip(first, second, strict=True))
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    number = 1
+    while f"{stem}_{number}" in taken:
+        number += 1
+    return f"{stem}_{number}"
+
+
+def vary(
+    parents: tuple[Candidate, Candidate], space: Space, config: SearchConfig, rng: np.random.Generator
+) -> Candidate:
+    """A child: crossover with the configured probability, a mutation otherwise or when no cut fits."""
+    if rng.random() < config.crossover:
+        for _ in range(ATTEMPTS):
+            try:
+                return crossover(*parents, rng)
+            except ProgramError:
+                continue
+    return mutate(parents[0], space, config, rng)

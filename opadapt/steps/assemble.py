@@ -1,0 +1,176 @@
+"""Select, build, fine-tune and judge; back off when the tolerance refuses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from opadapt.errors import Refused
+from opadapt.journal import content_key
+from opadapt.measure.timing import Estimate, ratio
+from opadapt.model.fold import fold
+from opadapt.model.graph import Model
+from opadapt.model.save import at_batch
+from opadapt.model.splice import Spliced, splice_parts
+from opadapt.report.data import Attempt, TrainingPoint
+from opadapt.search.select import most_saving, select
+from opadapt.steps.context import Context
+from opadapt.steps.offer import Offer
+from opadapt.steps.tuning import compare, metric_of, points, tune, weights, with_weights
+from opadapt.train.accept import Verdict
+from opadapt.train.data import Dataset
+
+SHRINK = 0.75  # a refused aim of 1 + g becomes 1 + SHRINK * g
+LEAST_AIM = 1.05
+CALIBRATIONS = 4
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An assembled model within tolerance, and what it is made of."""
+
+    model: Model
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The accepted model, if any, and the history of the attempts."""
+
+    accepted: Accepted | None
+    attempts: tuple[Attempt, ...]
+    training: tuple[TrainingPoint, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Student:
+    """A selection built, with its measured speed-up over the model it changes."""
+
+    offers: tuple[Offer, ...]
+    spliced: Spliced
+    speedup: float
+
+
+def assemble(
+    context: Context,
+    dataset: Dataset,
+    model: Model,
+    wall_s: float,
+    offers: Mapping[str, Offer],
+    aim: float | None,
+    round_: int,
+) -> Assembled:
+    """From the most ambitious aim down: the first selection that holds the tolerance after fine-tuning.
+
+    ``aim`` is the speed-up over ``model`` that is wanted; None: as fast as the tolerance allows. A refused attempt's
+    weights are the start of the next one.
+    """
+    reachable = wall_s / max(wall_s - most_saving([o.option for o in offers.values()]), 1e-12)
+    goal = aim if aim is not None else 1 + (reachable - 1) * context.experiment.search.first_aim
+    attempts: list[Attempt] = []
+    training: list[TrainingPoint] = []
+    refused: tuple[_Student, Model] | None = None
+    while len(attempts) < context.experiment.search.max_attempts and goal >= LEAST_AIM:
+        number = len(attempts) + 1
+        try:
+            student = _calibrated(context, model, wall_s, offers, goal)
+        except Refused as refusal:
+            attempts.append(_attempt(round_, number, goal, None, None, refusal.reason))
+            goal = min(_less(goal), 1 + (reachable - 1) * 0.95)
+            continue
+        context.progress.note(
+            f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
+        )
+        start = student.spliced.model if refused is None else _warm(student, *refused)
+        tuned = tune(context, dataset, start, f"round{round_}-attempt{number}")
+        training += points(tuned, number, metric_of(context))
+        verdict = compare(context, dataset, tuned.model, dataset.validation, "validation")
+        attempts.append(_attempt(round_, number, goal, student, verdict, verdict.reason))
+        context.progress.note(("accepted: " if verdict.accepted else "refused: ") + verdict.reason)
+        if verdict.accepted:
+            accepted = Accepted(tuned.model, student.offers)
+            return Assembled(accepted, tuple(attempts), tuple(training), verdict.reason)
+        refused, goal = (student, tuned.model), _less(goal)
+    reason = attempts[-1].reason if attempts else "no replacement saves enough to be worth it"
+    return Assembled(None, tuple(attempts), tuple(training), reason)
+
+
+def _less(goal: float) -> float:
+    return 1 + SHRINK * (goal - 1)
+
+
+def _calibrated(
+    context: Context, model: Model, wall_s: float, offers: Mapping[str, Offer], goal: float
+) -> _Student:
+    """A selection whose measured speed-up reaches the goal: savings of single groups do not add up exactly, so
+    the demand is corrected by what the assembled model shows. Raises Refused("select") out of reach."""
+    needed_s = demand_s = wall_s * (1 - 1 / goal)
+    options = [offer.option for offer in offers.values()]
+    for _ in range(CALIBRATIONS):
+        chosen = tuple(offers[option.key] for option in select(options, demand_s))
+        spliced = splice_parts(
+            model, {o.member.region: (o.candidate.program, o.trained.binding) for o in chosen}
+        )
+        student = _Student(chosen, spliced, _speedup(context, model, spliced.model))
+        if student.speedup >= goal:
+            break
+        missing_s = needed_s - wall_s * (1 - 1 / student.speedup)
+        demand_s += max(missing_s, 0.005 * wall_s)
+    return student
+
+
+def _speedup(context: Context, base: Model, student: Model) -> float:
+    """Measured speed-up of a student, as it would be exported, over the base."""
+    models = [at_batch(m, 1).SerializeToString() for m in (base, fold(student))]
+    key = content_key("assembled", *(hashlib.sha256(m).hexdigest() for m in models))
+    timing = context.experiment.timing
+    return float(
+        context.journal.once("assembled", key, lambda: ratio(context.device.time(models, timing), 0, 1).value)
+    )
+
+
+def _warm(student: _Student, before: _Student, trained: Model) -> Model:
+    """The student with the weights that a refused attempt left behind, wherever both have the same part."""
+    values = weights(trained.proto)
+    start = with_weights(student.spliced.model, {k: v for k, v in values.items() if "adapted_" not in k})
+    moved: dict[str, NDArray[Any]] = {}
+    old = {o.option.key: o for o in before.offers}
+    for offer in student.offers:
+        if offer.option.key not in old:
+            continue
+        then = before.spliced.lowered[old[offer.option.key].member.region]
+        now = student.spliced.lowered[offer.member.region]
+        by_param = {layout.param: name for name, layout in then.layout.items()}
+        moved |= {
+            name: values[by_param[layout.param]]
+            for name, layout in now.layout.items()
+            if by_param[layout.param] in values
+        }
+    return with_weights(start, moved)
+
+
+def _attempt(
+    round_: int, number: int, goal: float, student: _Student | None, verdict: Verdict | None, reason: str
+) -> Attempt:
+    return Attempt(
+        round=round_ + 1,
+        attempt=number,
+        aim_speedup=goal,
+        replacements=0 if student is None else len(student.offers),
+        speedup=None if student is None else student.speedup,
+        difference=None if verdict is None else difference(verdict),
+        accepted=verdict is not None and verdict.accepted,
+        reason=reason,
+    )
+
+
+def difference(verdict: Verdict) -> Estimate:
+    """Adapted minus original in the metric's unit, from a verdict's loss."""
+    if verdict.higher_is_better:
+        return Estimate(-verdict.loss, -verdict.high, -verdict.low)
+    return Estimate(verdict.loss, verdict.low, verdict.high)

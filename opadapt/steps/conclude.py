@@ -1,0 +1,214 @@
+"""The end of a run: export, re-measure the exported file against the original, test once, report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from opadapt.journal import content_key
+from opadapt.measure.cost import model_macs
+from opadapt.measure.profile import Profile
+from opadapt.measure.timing import Estimate, faster, floor_of, median_latency, ratio
+from opadapt.model.fold import fold
+from opadapt.model.graph import Model
+from opadapt.model.load import load
+from opadapt.model.normalise import normalise
+from opadapt.model.regions import unsupported
+from opadapt.model.save import at_batch, export
+from opadapt.report.data import (
+    AccuracyFacts,
+    DeviceFacts,
+    LatencyFacts,
+    ModelFacts,
+    OperatorCost,
+    Refusal,
+    Report,
+    Scores,
+    Unexpanded,
+    Verdict,
+    write_json,
+)
+from opadapt.report.html import write_html
+from opadapt.steps.baseline import measure
+from opadapt.steps.context import Context
+from opadapt.steps.history import History
+from opadapt.steps.tuning import compare, metric_of
+
+PACKAGES = ("opadapt", "onnx", "onnxruntime", "torch", "deap", "numpy", "scipy")
+
+
+def conclude(context: Context, baseline: Profile, model: Model, history: History) -> Report:
+    """Write adapted.onnx, report.json and report.html. An adapted model that is not measurably faster is not
+    exported: the original is, and the verdict says so."""
+    experiment = context.experiment
+    final = fold(model)
+    path = context.folder / "adapted.onnx"
+    context.progress.stage("export and measure the exported file against the original")
+    export(final, path, experiment.opset)
+    latency, conditions = _latency(context, path)
+    changed = bool(history.replacements)
+    if changed and not latency.is_gain:
+        context.warn("the adapted model is not faster beyond the noise: the original is exported unchanged")
+        history.withdraw("no measurable gain")
+        export(context.original, path, experiment.opset)
+        latency, conditions = _latency(context, path)
+        final, changed = context.original, False
+    accuracy = _accuracy(context, final) if context.dataset is not None else None
+    report = Report(
+        name=experiment.name or context.folder.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=experiment.seed,
+        verdict=_verdict(context, latency, history, changed),
+        original=_facts(experiment.model, context.original),
+        adapted=_facts(path, final),
+        device=DeviceFacts(name=experiment.device, threads=context.device.threads, conditions=conditions),
+        latency=latency,
+        accuracy=accuracy,
+        replacements=tuple(history.replacements),
+        operators=_operators(baseline, measure(context, final, "adapted")),
+        front=history.front(),
+        training=tuple(history.training),
+        attempts=tuple(history.attempts),
+        refusals=tuple(
+            Refusal(stage=stage, reason=reason, count=count)
+            for (stage, reason), count in history.refusals.most_common()
+        ),
+        unexpanded=tuple(
+            Unexpanded(node=node, op_type=context.original.nodes[node].op_type, reason=reason)
+            for node, reason in unsupported(context.original).items()
+        ),
+        seconds={stage: seconds for stage, (_, _, seconds) in context.journal.counts().items()},
+        versions={name: version(name) for name in PACKAGES},
+        warnings=tuple(dict.fromkeys(context.warnings)),
+    )
+    write_json(report, context.folder / "report.json")
+    write_html(report, context.folder / "report.html")
+    return report
+
+
+def _latency(context: Context, path: Path) -> tuple[LatencyFacts, Mapping[str, Any]]:
+    """The exported file, loaded from disk as any user would, against the original file; with an A/A floor."""
+    timing = context.experiment.timing
+    exported = normalise(load(path, context.experiment.shapes))
+    models = [at_batch(m, 1).SerializeToString() for m in (context.original, exported)]
+    key = content_key("final", *(hashlib.sha256(m).hexdigest() for m in models), timing.model_dump())
+
+    def compute() -> dict[str, Any]:
+        times = context.device.time([models[0], models[1], models[0]], timing)
+        return {
+            "original": _row(median_latency(times, 0)),
+            "adapted": _row(median_latency(times, 1)),
+            "speedup": _row(ratio(times, 0, 1)),
+            "floor": floor_of(times, 0, 2),
+            "conditions": _scalars(times.conditions),
+        }
+
+    row = context.journal.once("final", key, compute)
+    facts = LatencyFacts(
+        original_s=Estimate(**row["original"]),
+        adapted_s=Estimate(**row["adapted"]),
+        speedup=Estimate(**row["speedup"]),
+        noise_floor=row["floor"],
+    )
+    return facts, row["conditions"]
+
+
+def _row(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _scalars(conditions: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested conditions as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in conditions.items():
+        if isinstance(value, Mapping):
+            flat |= _scalars(value, f"{prefix}{name}.")
+        else:
+            simple = isinstance(value, (str, int, float, bool, type(None)))
+            flat[prefix + name] = value if simple else str(value)
+    return flat
+
+
+def _accuracy(context: Context, final: Model) -> AccuracyFacts:
+    assert context.dataset is not None
+    metric = metric_of(context)
+    context.progress.stage("accuracy on the validation and test data")
+    verdicts = {
+        name: compare(context, final, split, name)
+        for name, split in (("validation", context.dataset.validation), ("test", context.dataset.test))
+    }
+    scores = {
+        name: Scores(
+            samples=len(getattr(context.dataset, name)),
+            original=v.original,
+            adapted=v.candidate,
+            difference=Estimate(
+                *((-v.loss, -v.high, -v.low) if metric.higher_is_better else (v.loss, v.low, v.high))
+            ),
+        )
+        for name, v in verdicts.items()
+    }
+    return AccuracyFacts(
+        metric=metric.name,
+        unit="%" if metric.points == 100 else "",
+        higher_is_better=metric.higher_is_better,
+        tolerance=verdicts["validation"].allowed,
+        validation=scores["validation"],
+        test=scores["test"],
+    )
+
+
+def _verdict(context: Context, latency: LatencyFacts, history: History, changed: bool) -> Verdict:
+    target = context.experiment.target
+    reached = None
+    if target is not None:
+        reached = changed and latency.speedup.value >= target.as_speedup(latency.original_s.value) * 0.999
+    return Verdict(
+        adapted=changed,
+        target=None if target is None else str(target),
+        target_reached=reached,
+        reason=history.reason,
+    )
+
+
+def _facts(path: Path, model: Model) -> ModelFacts:
+    proto = onnx.load(path, load_external_data=False)
+    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    graph = model.proto.graph
+    return ModelFacts(
+        path=str(path),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        opset=opset,
+        nodes=len(graph.node),
+        parameters=sum(v.size for v in model.initializers.values() if np.issubdtype(v.dtype, np.floating)),
+        macs=model_macs(at_batch(model, 1)),
+        inputs={i.name: _dims(i) for i in graph.input},
+        outputs={o.name: _dims(o) for o in graph.output},
+    )
+
+
+def _dims(info: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim)
+
+
+def _operators(before: Profile, after: Profile) -> tuple[OperatorCost, ...]:
+    now = {node.name: node.latency_s for node in after.nodes}
+    return tuple(
+        OperatorCost(
+            name=node.name,
+            op_type=node.op_type,
+            latency_before_s=node.latency_s,
+            latency_after_s=now.get(node.name, 0.0),
+        )
+        for node in before.nodes
+    )
+
+
+__all__ = ["conclude", "faster"]

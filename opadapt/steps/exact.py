@@ -1,0 +1,61 @@
+"""Without data: only replacements that compute the same up to float rounding, each proved on random inputs."""
+
+from __future__ import annotations
+
+from opadapt.errors import OpadaptError
+from opadapt.measure.profile import Profile
+from opadapt.model import validate
+from opadapt.model.fold import fold
+from opadapt.model.graph import Model
+from opadapt.search.candidate import Candidate
+from opadapt.search.vary import seeds
+from opadapt.steps.baseline import measure
+from opadapt.steps.context import Context
+from opadapt.steps.explore import Ranked, original_candidate, rank_groups
+from opadapt.steps.history import History
+from opadapt.steps.latency import GroupLatency, spliced
+
+TOLERANCE = 1e-4  # relative to the largest output; float32 kernels of other order differ by about 1e-6
+GAIN = 0.99  # a candidate must take at most this share of the original's latency to be worth measuring again
+
+
+def exact(context: Context, baseline: Profile, history: History) -> Model:
+    """The model folded, with the fastest exact program in each of the worst groups where that pays."""
+    context.warn(
+        "no data: only replacements that are exact up to rounding are tried; give --data to allow others"
+    )
+    model = fold(context.original)
+    profile = measure(context, model, "folded")
+    space = context.space.exact()
+    for ranked in rank_groups(context, model, profile):
+        original = original_candidate(ranked.group)
+        candidates = list(seeds(original, space, context.seed("exact", ranked.group.key)))
+        found = _fastest(context, model, ranked, profile, candidates)
+        if found is not None:
+            model = found
+    changed = len(model.proto.graph.node) != len(context.original.proto.graph.node)
+    history.note_exact(model, changed)
+    return model
+
+
+def _fastest(
+    context: Context, model: Model, ranked: Ranked, profile: Profile, candidates: list[Candidate]
+) -> Model | None:
+    """The model with the fastest candidate that computes the same, or None where none is faster."""
+    if not candidates or any(n not in model.nodes for m in ranked.group.members for n in m.region.nodes):
+        return None
+    latency = GroupLatency(context, model, ranked.group, profile.wall.value, ranked.member_s)
+    timed = [
+        (value, candidate)
+        for value, candidate in zip(latency(candidates), candidates, strict=True)
+        if isinstance(value, float) and value < GAIN * ranked.member_s
+    ]
+    for _, candidate in sorted(timed, key=lambda pair: pair[0]):
+        try:
+            changed = spliced(model, ranked.group, candidate)
+            error = validate.compare_outputs(context.original.proto, changed.proto, rng=context.rng("exact"))
+        except OpadaptError:
+            continue
+        if error <= TOLERANCE:
+            return changed
+    return None

@@ -1,0 +1,163 @@
+"""Choose the groups worth searching, and evolve programs for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opadapt.errors import OpadaptError, Refused
+from opadapt.ir.cost import count_params
+from opadapt.ir.text import print_program
+from opadapt.journal import content_key
+from opadapt.lower import lower
+from opadapt.measure.profile import Profile
+from opadapt.model.graph import Model
+from opadapt.model.regions import Group, groups, regions
+from opadapt.search.candidate import Candidate, tidy
+from opadapt.search.evolve import Evolution, Individual, Scores
+from opadapt.search.stages import Stages
+from opadapt.steps.activations import Activations
+from opadapt.steps.context import Context
+from opadapt.steps.latency import GroupLatency
+from opadapt.steps.training import GroupTraining
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A group with its measured latency (s, all members together), parameters and score of the ranking."""
+
+    group: Group
+    latency_s: float
+    parameters: int
+    score: float
+
+    @property
+    def member_s(self) -> float:
+        return self.latency_s / len(self.group.members)
+
+
+@dataclass(frozen=True)
+class Explored:
+    """What the search of one group found: the front, everything tried, and why the rest was refused."""
+
+    ranked: Ranked
+    finalists: tuple[Individual, ...]
+    archive: tuple[Individual, ...]
+    refusals: dict[tuple[str, str], int]
+
+
+def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked]:
+    """The groups to search, worst first by measured latency and parameters, without those whose nodes the
+    groups before them cover already."""
+    settings = context.experiment
+    cost = {node.name: node for node in profile.nodes}
+    found: list[Ranked] = []
+    total_parameters = max(sum(node.parameters for node in profile.nodes), 1)
+    for group in groups(model, regions(model)):
+        nodes = [cost[n] for member in group.members for n in member.region.nodes if n in cost]
+        latency_s = sum(node.latency_s for node in nodes)
+        parameters = sum(node.parameters for node in nodes)
+        weight = settings.rank.latency_weight
+        score = weight * latency_s / profile.wall.value + (1 - weight) * parameters / total_parameters
+        found.append(Ranked(group, latency_s, parameters, score))
+    # of equal scores the larger regions: they hold what the smaller ones hold, and leave more room
+    found.sort(key=lambda r: (-r.score, -len(r.group.members[0].region.nodes), r.group.key))
+    return _without_overlap(found, cost_of={n: c.latency_s for n, c in cost.items()}, context=context)
+
+
+def _without_overlap(found: Sequence[Ranked], cost_of: dict[str, float], context: Context) -> list[Ranked]:
+    chosen: list[Ranked] = []
+    covered: set[str] = set()
+    search = context.experiment.search
+    for ranked in found:
+        nodes = {n for member in ranked.group.members for n in member.region.nodes}
+        shared_s = sum(cost_of.get(n, 0.0) for n in nodes & covered)
+        if len(chosen) < search.top_groups and shared_s <= search.max_overlap * ranked.latency_s:
+            chosen.append(ranked)
+            covered |= nodes
+    return chosen
+
+
+def original_candidate(group: Group) -> Candidate:
+    """The group's own program, with the weights of its members."""
+    bindings = tuple(member.expanded.binding for member in group.members)
+    return tidy(group.program, bindings, "original")
+
+
+def explore(
+    context: Context, model: Model, profile: Profile, ranked: Ranked, activations: Activations
+) -> Explored:
+    """Evolve programs for a group: NSGA-II over latency, damage and parameters, cheapest check first."""
+    config = context.experiment.search
+    original = original_candidate(ranked.group)
+    latency = GroupLatency(context, model, ranked.group, profile.wall.value, ranked.member_s)
+    training = GroupTraining(context, ranked.group, activations)
+    stages = Stages(
+        original=original,
+        original_latency_s=ranked.member_s,
+        config=config,
+        lower=_lowers,
+        latency=latency,
+        damage=training.probe,
+    )
+    evolution = Evolution(
+        original, Scores(ranked.member_s, 0.0), context.space, config, context.rng("evolve", ranked.group.key)
+    )
+    name = ranked.group.members[0].region.name
+    context.progress.note(
+        f"searching {len(ranked.group.members)} x {name}: {ranked.latency_s * 1e3:.3f} ms, "
+        f"{ranked.latency_s / profile.wall.value:.0%} of the latency"
+    )
+    while not evolution.done:
+        asked = evolution.ask()
+        context.progress.stage(f"generation {evolution.generation} of {name}", len(asked))
+        results = stages.evaluate(asked)
+        _journal(context, ranked.group, asked, results)
+        evolution.tell(results)
+    front = evolution.front()
+    return Explored(ranked, spread(front, config.finalists), tuple(evolution.archive), dict(stages.refusals))
+
+
+def _lowers(candidate: Candidate) -> None:
+    lower(candidate.program, candidate.bindings[0], _names(candidate), "y", "")
+
+
+def _names(candidate: Candidate) -> list[str]:
+    return [f"x{i}" for i in range(len(candidate.program.inputs))]
+
+
+def spread(front: Sequence[Individual], count: int) -> tuple[Individual, ...]:
+    """At most ``count`` of the front: its ends, and between them evenly by latency."""
+    if len(front) <= count:
+        return tuple(front)
+    low, high = front[0].scores.latency_s, front[-1].scores.latency_s
+    wanted = [low + (high - low) * i / max(count - 1, 1) for i in range(count)]
+    left = list(front)
+    chosen = []
+    for aim in wanted:
+        nearest = min(left, key=lambda i: abs(i.scores.latency_s - aim))
+        left.remove(nearest)
+        chosen.append(nearest)
+    return tuple(sorted(chosen, key=lambda i: i.scores.latency_s))
+
+
+def _journal(
+    context: Context, group: Group, asked: Sequence[Candidate], results: Sequence[Scores | Refused]
+) -> None:
+    """One row per candidate: its program and what became of it."""
+    for candidate, result in zip(asked, results, strict=True):
+        key = content_key(group.key, group.members[0].region.name, candidate.digest)
+        row = {
+            "group": group.members[0].region.name,
+            "origin": candidate.origin,
+            "program": print_program(candidate.program),
+            "parameters": count_params(candidate.program),
+        }
+        if isinstance(result, Refused):
+            row |= {"refused_by": result.stage, "reason": result.reason}
+        else:
+            row |= {"latency_s": result.latency_s, "damage": result.damage}
+        context.journal.once("candidate", key, lambda row=row: row)  # type: ignore[misc]
+
+
+__all__ = ["Explored", "OpadaptError", "Ranked", "explore", "original_candidate", "rank_groups", "spread"]

@@ -1,0 +1,104 @@
+"""What the search offers to the joint selection: programs trained for every member, with their damage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from opadapt.journal import content_key
+from opadapt.model.graph import Model
+from opadapt.model.regions import Member
+from opadapt.model.splice import splice
+from opadapt.search.candidate import Candidate
+from opadapt.search.select import Option
+from opadapt.steps.activations import Activations
+from opadapt.steps.context import Context
+from opadapt.steps.explore import Explored
+from opadapt.steps.inputs import sample
+from opadapt.steps.training import GroupTraining, Trained
+from opadapt.steps.workers import DamageTask, run_damage
+from opadapt.train.damage import output_kind
+from opadapt.train.data import Dataset
+from opadapt.train.evaluate import run_batched
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An option of the selection with everything needed to build it."""
+
+    option: Option
+    member: Member
+    candidate: Candidate
+    trained: Trained
+    latency_before_s: float
+
+
+def offers(
+    context: Context,
+    dataset: Dataset,
+    model: Model,
+    explored: Sequence[Explored],
+    activations: Activations,
+) -> dict[str, Offer]:
+    """Every finalist trained for every member, with its damage inside the whole model; by option key."""
+    damage = _Damage(context, dataset, model, activations.folder.name)
+    found: dict[str, Offer] = {}
+    for one in explored:
+        group = one.ranked.group
+        candidates = [individual.candidate for individual in one.finalists]
+        name = group.members[0].region.name
+        context.progress.stage(
+            f"distil {len(candidates)} programs for {len(group.members)} x {name}",
+            len(candidates) * len(group.members),
+        )
+        trained = GroupTraining(context, group, activations).finish(
+            candidates, context.experiment.search.finalist_steps
+        )
+        context.progress.stage(f"damage of {name}", len(trained))
+        harms = damage([(group.members[m], candidates[c], t) for (c, m), t in trained.items()])
+        for ((c, m), weights), harm in zip(trained.items(), harms, strict=True):
+            region = group.members[m].region
+            latency_s = one.finalists[c].scores.latency_s
+            key = content_key(region.name, candidates[c].digest)
+            option = Option(region.name, region.nodes, one.ranked.member_s - latency_s, harm, key)
+            found[key] = Offer(option, group.members[m], candidates[c], weights, one.ranked.member_s)
+    return found
+
+
+class _Damage:
+    """Damage of single replacements inside the whole model, on inputs that no distillation has seen."""
+
+    def __init__(self, context: Context, dataset: Dataset, model: Model, tag: str) -> None:
+        self.context, self.model, self.tag = context, model, tag
+        inputs = sample(dataset, context.experiment.search.probe_samples, context.rng("probe"))
+        self.inputs = {}
+        for name, array in inputs.items():
+            self.inputs[name] = context.cache / f"probe-{content_key(name)}.npy"
+            np.save(self.inputs[name], array)
+        reference = next(iter(run_batched(context.original.proto, inputs).values()))
+        self.reference = context.cache / "probe-outputs.npy"
+        np.save(self.reference, reference)
+        self.kind = output_kind(reference, dataset.label_kind != "values" and reference.ndim == 2)
+
+    def __call__(self, items: Sequence[tuple[Member, Candidate, Trained]]) -> list[float]:
+        journal, workers = self.context.journal, self.context.workers
+        keys = [content_key(self.tag, m.region.name, c.digest, t.nmse) for m, c, t in items]
+        missing = [i for i, key in enumerate(keys) if journal.find("damage", key) is None]
+        done = len(items) - len(missing)
+        for start in range(0, len(missing), workers.chunk):
+            chunk = missing[start : start + workers.chunk]
+            for i in chunk:
+                journal.start("damage", keys[i])
+            results = workers.map(run_damage, [self._task(*items[i]) for i in chunk])
+            for i, harm in zip(chunk, results, strict=True):
+                journal.finish("damage", keys[i], {"damage": harm if np.isfinite(harm) else None}, 0.0)
+                done += 1
+                self.context.progress.advance(done, "compared")
+        rows = [journal.find("damage", key) for key in keys]
+        return [float("inf") if r is None or r["damage"] is None else float(r["damage"]) for r in rows]
+
+    def _task(self, member: Member, candidate: Candidate, trained: Trained) -> DamageTask:
+        changed = splice(self.model, {member.region: (candidate.program, trained.binding)})
+        return DamageTask(changed.proto.SerializeToString(), self.inputs, self.reference, self.kind)

@@ -1,0 +1,110 @@
+"""Local distillation of candidates: each region trained alone to give what the original gives there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from opadapt.errors import Refused
+from opadapt.ir.program import Binding
+from opadapt.journal import content_key
+from opadapt.lower import raise_model, to_model
+from opadapt.model.regions import Group
+from opadapt.search.candidate import Candidate
+from opadapt.search.stages import Results
+from opadapt.steps.activations import Activations
+from opadapt.steps.context import Context
+from opadapt.steps.workers import DistilResult, DistilTask, run_distil
+from opadapt.train.distil import DistilConfig
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A candidate's weights for one member after local distillation, and the error left (NMSE)."""
+
+    binding: Binding
+    nmse: float
+
+
+class GroupTraining:
+    """Distils candidates of one group in the worker processes, through the journal."""
+
+    def __init__(self, context: Context, group: Group, activations: Activations) -> None:
+        self.context, self.group, self.activations = context, group, activations
+
+    def probe(self, candidates: Sequence[Candidate]) -> Results:
+        """Error of each candidate after a short distillation, on a few members in the middle of the group."""
+        config = self.context.experiment.distil
+        members = self._probed()
+        found = self._train([(c, m) for c in candidates for m in members], config)
+        results: Results = []
+        for i in range(len(candidates)):
+            mine = found[i * len(members) : (i + 1) * len(members)]
+            refused = [f for f in mine if isinstance(f, str)]
+            results.append(
+                Refused("distil", refused[0])
+                if refused
+                else sum(f["nmse"] for f in mine if not isinstance(f, str)) / len(mine)
+            )
+        return results
+
+    def finish(self, candidates: Sequence[Candidate], steps: int) -> dict[tuple[int, int], Trained]:
+        """Longer distillation of every candidate for every member; what cannot be trained is left out."""
+        config = self.context.experiment.distil.model_copy(update={"steps": steps})
+        tasks = [(c, m) for c in candidates for m in range(len(self.group.members))]
+        found = self._train(tasks, config)
+        return {
+            (candidates.index(c), m): Trained(self.context.journal.load_arrays(f["weights"]), f["nmse"])
+            for (c, m), f in zip(tasks, found, strict=True)
+            if not isinstance(f, str)
+        }
+
+    def _probed(self) -> list[int]:
+        count = len(self.group.members)
+        wanted = min(self.context.experiment.search.probe_members, count)
+        return sorted({(2 * i + 1) * count // (2 * wanted) for i in range(wanted)})
+
+    def _key(self, candidate: Candidate, member: int, config: DistilConfig) -> str:
+        region = self.group.members[member].region.name
+        return content_key(self.activations.folder.name, region, candidate.digest, config.model_dump())
+
+    def _train(
+        self, tasks: Sequence[tuple[Candidate, int]], config: DistilConfig
+    ) -> list[dict[str, Any] | str]:
+        journal, workers = self.context.journal, self.context.workers
+        keys = [self._key(c, m, config) for c, m in tasks]
+        missing = [i for i, key in enumerate(keys) if journal.find("distil", key) is None]
+        done = len(tasks) - len(missing)
+        for start in range(0, len(missing), workers.chunk):
+            chunk = missing[start : start + workers.chunk]
+            for i in chunk:
+                journal.start("distil", keys[i])
+            made = workers.map(run_distil, [self._task(*tasks[i], config) for i in chunk])
+            for i, result in zip(chunk, made, strict=True):
+                journal.finish("distil", keys[i], self._stored(tasks[i], result), result.seconds)
+                done += 1
+                self.context.progress.advance(done, "trained")
+        rows = [journal.find("distil", key) for key in keys]
+        return [row["refused"] if "refused" in row else row for row in rows if row is not None]
+
+    def _task(self, candidate: Candidate, member: int, config: DistilConfig) -> DistilTask:
+        region = self.group.members[member].region
+        student = to_model(candidate.program, candidate.bindings[member], None)
+        return DistilTask(
+            student.SerializeToString(),
+            tuple(self.activations.path(name) for name in region.inputs),
+            self.activations.path(region.output),
+            config,
+            self.context.seed("distil", region.name, candidate.digest),
+        )
+
+    def _stored(self, task: tuple[Candidate, int], result: DistilResult) -> dict[str, object]:
+        if result.student is None:
+            return {"refused": result.refused}
+        candidate, member = task
+        trained = onnx.load_from_string(result.student)
+        binding = raise_model(candidate.program, candidate.bindings[member], trained)
+        return {"nmse": result.nmse, "weights": self.context.journal.save_arrays(binding)}

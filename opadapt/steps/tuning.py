@@ -1,0 +1,136 @@
+"""Fine-tune an assembled model with the original as teacher, and judge it against the original."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from opadapt.errors import RunError
+from opadapt.journal import content_key
+from opadapt.model.graph import Model
+from opadapt.model.save import flush_denormals
+from opadapt.report.data import TrainingPoint
+from opadapt.steps.context import Context
+from opadapt.train.accept import Verdict
+from opadapt.train.accept import judge as accept
+from opadapt.train.data import Dataset, Split
+from opadapt.train.evaluate import predict
+from opadapt.train.finetune import EpochRecord, FinetuneProgress, FinetuneResult, finetune
+from opadapt.train.metrics import Metric, make_metric
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned model and its training curve."""
+
+    model: Model
+    history: tuple[EpochRecord, ...]
+
+
+def metric_of(context: Context) -> Metric:
+    """The experiment's metric."""
+    return make_metric(context.experiment.metric)
+
+
+def weights(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Float initializers by name."""
+    arrays = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
+    return {name: value for name, value in arrays.items() if value.dtype == np.float32}
+
+
+def with_weights(model: Model, values: dict[str, NDArray[Any]]) -> Model:
+    """The model with the float initializers of the same name and shape replaced."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for initializer in proto.graph.initializer:
+        new = values.get(initializer.name)
+        if new is not None and tuple(initializer.dims) == new.shape:
+            initializer.CopyFrom(numpy_helper.from_array(new, initializer.name))
+    return model.with_proto(proto)
+
+
+def tune(context: Context, dataset: Dataset, student: Model, tag: str) -> Tuned:
+    """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint."""
+    config = context.experiment.finetune
+    digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
+    key = content_key("finetune", digest, config.model_dump(), context.experiment.seed)
+    folder = context.folder / "training" / tag
+    row = context.journal.find("finetune", key)
+    if row is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write {folder}", found=str(error)) from error
+        context.journal.start("finetune", key)
+        began = time.monotonic()
+        result = _train(context, dataset, student, folder, tag)
+        row = {
+            "weights": context.journal.save_arrays(weights(result.proto)),
+            "history": [vars(record) | {"loss": _number(record.loss)} for record in result.history],
+            "best_epoch": result.best_epoch,
+        }
+        context.journal.finish("finetune", key, row, time.monotonic() - began)
+    model = with_weights(student, context.journal.load_arrays(row["weights"]))
+    history = tuple(
+        EpochRecord(**r | {"loss": float("nan") if r["loss"] is None else r["loss"]}) for r in row["history"]
+    )
+    return Tuned(flush_denormals(model), history)
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _train(context: Context, dataset: Dataset, student: Model, folder: Any, tag: str) -> FinetuneResult:
+    metric = metric_of(context)
+    context.progress.stage(f"fine-tune ({tag})", 1000)
+
+    def show(progress: FinetuneProgress) -> None:
+        last = progress.history[-1] if progress.history else None
+        measured = "" if last is None else f", {metric.name} {metric.in_points(last.metric):.2f}"
+        context.progress.advance(
+            int(1000 * min(progress.done, 1.0)), f"epoch {progress.epoch}, loss {progress.loss:.4f}{measured}"
+        )
+
+    return finetune(
+        student.proto,
+        context.original.proto,
+        dataset,
+        context.experiment.finetune,
+        folder,
+        show,
+        metric=metric,
+        seed=context.seed("finetune", tag),
+    )
+
+
+def compare(context: Context, dataset: Dataset, model: Model, split: Split, name: str) -> Verdict:
+    """The model against the original on one split (paired bootstrap); on validation data that the original was
+    trained on, against the reference that the tolerance names."""
+    tolerance = context.experiment.tolerance
+    outputs = [predict(m.proto, split, dataset.preprocess) for m in (model, context.original)]
+    return accept(
+        metric_of(context),
+        outputs[0],
+        outputs[1],
+        split.labels,
+        tolerance,
+        context.rng("bootstrap", name),
+        tolerance.reference_points if name == "validation" else None,
+    )
+
+
+def points(tuned: Tuned, attempt: int, metric: Metric) -> list[TrainingPoint]:
+    """The training curve for the report."""
+    return [
+        TrainingPoint(attempt=attempt, epoch=float(r.epoch), loss=r.loss, metric=metric.in_points(r.metric))
+        for r in tuned.history
+        if np.isfinite(r.loss)
+    ]

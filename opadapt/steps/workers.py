@@ -1,0 +1,120 @@
+"""Worker processes: pure functions of their arguments, so that a journal can stand for their results."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx
+
+from opadapt.errors import Refused, RunError
+from opadapt.train.damage import OutputKind, damage
+from opadapt.train.distil import DistilConfig, distil
+from opadapt.train.evaluate import run_batched
+
+
+@dataclass(frozen=True)
+class DistilTask:
+    """Train one region's program on recorded activations. Arrays are .npy files, mapped and not copied."""
+
+    student: bytes
+    inputs: tuple[Path, ...]
+    target: Path
+    config: DistilConfig
+    seed: int
+
+
+@dataclass(frozen=True)
+class DistilResult:
+    """The trained region and its error on held-back rows (NMSE), or the reason why there is none."""
+
+    student: bytes | None
+    nmse: float
+    seconds: float
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class DamageTask:
+    """Compare the outputs of a whole model with one region replaced to the original's."""
+
+    model: bytes
+    inputs: dict[str, Path]
+    reference: Path
+    kind: OutputKind
+
+
+def run_distil(task: DistilTask) -> DistilResult:
+    """Distil one region; a refusal is a result."""
+    began = time.monotonic()
+    try:
+        result = distil(
+            onnx.load_from_string(task.student),
+            [np.load(path, mmap_mode="r") for path in task.inputs],
+            np.load(task.target, mmap_mode="r"),
+            task.config,
+            seed=task.seed,
+            threads=1,
+        )
+    except Refused as refused:
+        return DistilResult(None, math.inf, time.monotonic() - began, refused.reason)
+    return DistilResult(result.proto.SerializeToString(), result.nmse, time.monotonic() - began)
+
+
+def run_damage(task: DamageTask) -> float:
+    """Damage of the whole model's outputs: KL divergence for class scores, squared error otherwise."""
+    inputs = {name: np.load(path, mmap_mode="r") for name, path in task.inputs.items()}
+    outputs = run_batched(onnx.load_from_string(task.model), inputs, threads=1)
+    return damage(np.load(task.reference), next(iter(outputs.values())), task.kind)
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+
+
+class Workers:
+    """A pool of spawned processes. Started at first use; results come in the order of the tasks."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count or len(os.sched_getaffinity(0))
+        self.chunk = 4 * self.count  # tasks handed over at once: their models are held in memory
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+        """Lazily, in order. Raises RunError when a worker dies."""
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start)
+        try:
+            yield from self._pool.map(function, tasks)
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a worker process died",
+                expected=f"{self.count} workers",
+                found=str(error),
+                do="likely out of memory: set search.workers to 1, then `opadapt resume` the run",
+            ) from error
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
