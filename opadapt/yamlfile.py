@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -33,15 +34,11 @@ _TEXT = {_TAG + kind for kind in ("str", "timestamp")}  # a date stays the text 
 
 @dataclass(frozen=True)
 class Override:
-    """A value given on the command line: a dotted key, its value, and the flag it came from."""
+    """A value given on the command line: where it belongs, what it is, and the flag it came from."""
 
-    key: str
+    location: tuple[str, ...]
     value: Any
     flag: str
-
-    @property
-    def location(self) -> Location:
-        return tuple(self.key.split("."))
 
 
 @dataclass(frozen=True)
@@ -268,8 +265,19 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def write_yaml(values: Mapping[str, Any]) -> str:
     """YAML text of plain values, in the order given; ``parse_yaml`` reads it back equal."""
     yaml = YAML()
-    yaml.default_flow_style = False
     yaml.width = 110
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar(_TAG + "null", "null"))
     stream = StringIO()
-    yaml.dump(dict(values), stream)
+    yaml.dump(_laid_out(values), stream)
     return stream.getvalue()
+
+
+def _laid_out(value: Any) -> Any:
+    """Mappings as blocks, lists on one line."""
+    if isinstance(value, Mapping):
+        return CommentedMap((key, _laid_out(child)) for key, child in value.items())
+    if isinstance(value, (list, tuple)):
+        line = CommentedSeq(_laid_out(child) for child in value)
+        line.fa.set_flow_style()
+        return line
+    return value

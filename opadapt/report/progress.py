@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from opadapt.report.printable import printable
+
 Clock = Callable[[], float]  # seconds, monotonic
 
 
@@ -113,7 +115,7 @@ class PlainProgress:
         self._line(text)
 
     def _line(self, text: str) -> None:
-        self._write(f"{self._stamp()} {' '.join(text.split())}")
+        self._write(f"{self._stamp()} {printable(' '.join(text.split()))}")
 
 
 class LiveProgress(AbstractContextManager["LiveProgress"]):
@@ -149,7 +151,12 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         self._finish()
         self._stage = _Stage(name, total, self._clock())
         self._task = self._bars.add_task(
-            "", total=total, name=escape(name), count=f"0/{total}" if total else "", left="", detail=""
+            "",
+            total=total,
+            name=escape(printable(name)),
+            count=f"0/{total}" if total else "",
+            left="",
+            detail="",
         )
 
     def advance(self, done: int, detail: str = "") -> None:
@@ -163,11 +170,11 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
             completed=done,
             count=f"{done}/{stage.total}" if stage.total else str(done),
             left="" if left_s is None else f"{duration(left_s)} left",
-            detail=escape(detail),
+            detail=escape(printable(detail)),
         )
 
     def note(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False)
+        self._bars.console.print(printable(text), markup=False, highlight=False)
 
     def _finish(self) -> None:
         if self._stage is not None and self._task is not None:

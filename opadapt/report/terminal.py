@@ -11,13 +11,14 @@ from rich.text import Text
 
 from opadapt.report import wording
 from opadapt.report.data import AccuracyFacts, Report
+from opadapt.report.printable import printable
 
 _REASONS_SHOWN = 12
 
 
 def shown(text: object, style: str = "") -> Text:
     """Text for rich: no markup is read in it, no control character leaves it."""
-    return Text(wording.printable(str(text)), style=style, overflow="fold")
+    return Text(printable(str(text)), style=style, overflow="fold")
 
 
 def table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]) -> Table:

@@ -9,11 +9,6 @@ _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def printable(text: str) -> str:
-    """Text without control characters: a name inside a model cannot steer the terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
 def digits(value: float, significant: int = 3) -> str:
     """Three significant digits, never in exponent form for ordinary sizes: 0.00123, 1.23, 123, 1234."""
     if value == 0:
