@@ -70,10 +70,12 @@ def test_the_only_top_level_names_are_the_package_and_its_metadata(wheel: Path) 
     assert tops == {"opadapt", f"opadapt-{PROJECT['version']}.dist-info"}
 
 
-def test_every_module_is_in_the_wheel(wheel: Path) -> None:
+def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
+    """Grammars and templates too, and nothing that lies around such as caches."""
     with zipfile.ZipFile(wheel) as archive:
-        packed = {n for n in archive.namelist() if n.endswith(".py")}
-    assert packed == {p.relative_to(ROOT).as_posix() for p in (ROOT / "opadapt").rglob("*.py")}
+        packed = {n for n in archive.namelist() if n.startswith("opadapt/") and "/_shipped/" not in n}
+    files = (p for p in (ROOT / "opadapt").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    assert packed == {p.relative_to(ROOT).as_posix() for p in files}
 
 
 def test_licence_and_type_marker_are_in_the_wheel(wheel: Path) -> None:
