@@ -29,7 +29,7 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
     same call goes on where it was. Raises the errors of opadapt/errors.py.
     """
     with open_context(experiment, folder, progress) as context:
-        history = History(context.original)
+        history = History()
         baseline = measure(context, context.original, "original")
         dataset = context.dataset
         if dataset is None:

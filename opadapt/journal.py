@@ -129,9 +129,8 @@ class Journal:
         buffer = io.BytesIO()
         names = sorted(arrays)
         # Positional keys: an initializer's name may hold characters a zip member must not.
-        np.savez(
-            buffer, names=np.array(names), **{f"a{i}": np.asarray(arrays[n]) for i, n in enumerate(names)}
-        )
+        members: dict[str, Any] = {f"a{i}": np.asarray(arrays[n]) for i, n in enumerate(names)}
+        np.savez(buffer, names=np.array(names), **members)
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
         path = self.folder / "weights" / f"{digest}.npz"
         if not path.exists():

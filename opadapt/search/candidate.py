@@ -66,7 +66,7 @@ def fresh(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     if len(shape) < 2:
         return np.zeros(shape, np.float32)
     fan_in = int(np.prod(shape[1:]))
-    return (rng.standard_normal(shape) * np.sqrt(2.0 / fan_in)).astype(np.float32)
+    return np.asarray(rng.standard_normal(shape) * np.sqrt(2.0 / fan_in), dtype=np.float32)
 
 
 def rebind(program: Program, binding: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:

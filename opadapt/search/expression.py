@@ -15,7 +15,7 @@ from opadapt.ir.spec import AttrValue
 
 @dataclass(frozen=True)
 class Meta:
-    """``?name``: an attribute's value, a part of one, a size, or (as an operation) an instruction."""
+    """``?name``: an attribute's value, a part of one, a size, or (as an operation) a function."""
 
     name: str
 

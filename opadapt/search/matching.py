@@ -8,18 +8,22 @@ from functools import cached_property
 
 from opadapt.ir.canonical import plain_einsum
 from opadapt.ir.instructions import COMMUTATIVE, TABLE
-from opadapt.ir.program import Instruction, Program
+from opadapt.ir.program import Program
 from opadapt.ir.spec import AttrValue
 from opadapt.search.expression import Expr, Meta
 from opadapt.search.pattern import CHAIN, Line, Pattern
+
+
+# An element-wise function of value 0: (op, operands, attributes) per step; step i makes value i, counted from 1.
+Function = tuple[tuple[str, tuple[int, ...], tuple[tuple[str, AttrValue], ...]], ...]
 
 
 @dataclass(frozen=True)
 class Match:
     """One occurrence of a pattern: which value each of its names is, what each metavariable is.
 
-    ``root`` is the value the pattern's output stands for. A metavariable of an operation is bound to
-    ``(op, attributes)``. Names of absent optional parts are not in ``values``.
+    ``root`` is the value the pattern's output stands for. A metavariable of an operation is bound to a
+    ``Function``. Names of absent optional parts are not in ``values``.
     """
 
     values: Mapping[str, int]
@@ -89,13 +93,12 @@ class _Search:
         if value < len(self.program.inputs):
             return
         step = self.program[value]
-        if line.op == CHAIN:
-            yield from self.chain(line, value, match)
+        if line.op == CHAIN or isinstance(line.op, Meta):
+            yield from self.function(line, value, match)
             return
-        operation = _operation(line, step, match)
-        if operation is None:
+        if step.op != line.op:
             return
-        bound: Match | None = replace(operation, matched=operation.matched | {value})
+        bound: Match | None = replace(match, matched=match.matched | {value})
         for name, expr in line.attrs:
             bound = bound and _unify_attr(name, expr, step.attr[name], bound)
         if bound is None or len(step.args) != len(line.args):
@@ -123,44 +126,50 @@ class _Search:
                 bound = _unify(expr, neutral[name], bound)
         return bound
 
-    def chain(self, line: Line, value: int, match: Match) -> Iterator[Match]:
+    def function(self, line: Line, value: int, match: Match) -> Iterator[Match]:
         """The largest element-wise function of one value that ends in ``value`` and goes no further."""
+        least = 2 if line.op == CHAIN else 1
         for source in range(value):
-            cone = self.cone(value, source)
-            if cone is None:
+            steps = self.steps_between(value, source)
+            if steps is None or len([s for s in steps if self.program[s].op != "const"]) < least:
                 continue
-            longer = any(self.cone(user, source) is not None for user in self.users[value])
-            if not longer:
-                yield from self.value(line.args[0], source, replace(match, matched=match.matched | cone))
+            if all(self.steps_between(user, source) is None for user in self.users[value]):
+                bound: Match | None = replace(match, matched=match.matched | set(steps))
+                if isinstance(line.op, Meta) and bound is not None:
+                    bound = _unify(line.op, self.function_of(steps, source), bound)
+                if bound is not None:
+                    yield from self.value(line.args[0], source, bound)
             return
 
-    def cone(self, value: int, source: int) -> frozenset[int] | None:
-        """The instructions between two values, if all are element-wise, two or more, reading nothing else."""
+    def function_of(self, steps: list[int], source: int) -> Function:
+        """The steps with operands numbered anew: 0 is the source, i the i-th step."""
+        numbers = {source: 0} | {value: i for i, value in enumerate(steps, start=1)}
+        made = [self.program[value] for value in steps]
+        return tuple((step.op, tuple(numbers[a] for a in step.args), step.attrs) for step in made)
+
+    def steps_between(self, value: int, source: int) -> list[int] | None:
+        """The instructions from one value to another, if they are element-wise and read nothing else."""
         inside: set[int] = set()
         pending = [value]
         while pending:
             current = pending.pop()
             if current == source or current in inside:
                 continue
-            if current < len(self.program.inputs):
+            if current < source and self.op(current) != "const":
                 return None
-            step = self.program[current]
-            if step.op != "const" and TABLE[step.op].kind != "elementwise":
+            if self.op(current) != "const" and not self.elementwise(current):
                 return None
             inside.add(current)
-            pending.extend(step.args)
-        steps = [v for v in inside if self.program[v].op != "const"]
+            pending.extend(self.program[current].args)
         reads = any(source in self.program[v].args for v in inside)
-        return frozenset(inside) if reads and len(steps) >= 2 else None
+        return sorted(inside) if reads else None
 
+    def op(self, value: int) -> str | None:
+        return self.program[value].op if value >= len(self.program.inputs) else None
 
-def _operation(line: Line, step: Instruction, match: Match) -> Match | None:
-    if not isinstance(line.op, Meta):
-        return match if step.op == line.op else None
-    spec = TABLE[step.op]
-    if spec.kind != "elementwise" or spec.arity != 1:
-        return None
-    return _unify(line.op, (step.op, step.attrs), match)
+    def elementwise(self, value: int) -> bool:
+        op = self.op(value)
+        return op is not None and TABLE[op].kind == "elementwise"
 
 
 def _unify_attr(name: str, expr: Expr, value: AttrValue, match: Match) -> Match | None:

@@ -3,7 +3,7 @@
     %x : f32[?n,?c,?h,?w]                               the type of a value
     %p = pad? %x pads=((0,0),(0,0),(?pt,?pb),(?pl,?pr)) optional: where absent, it stands for its operand
     %k = param shape=(?o,?c,?kh,?kw)                    attributes not written may be anything
-    %a = ?act %y                                        any element-wise instruction of one operand
+    %a = ?act %y                                        any element-wise function of one value, whole
     return %a
 
 The same text serves as a template: attributes are expressions (``?c // 2``), ``param`` takes no name, and

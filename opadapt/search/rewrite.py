@@ -181,8 +181,10 @@ def _emit(
 
 def _emit_line(line: Line, builder: Builder, args: list[int], metas: Mapping[str, AttrValue]) -> int:
     if isinstance(line.op, Meta):
-        op, attrs = metas[line.op.name]
-        return builder.append(Instruction(op, tuple(args), attrs))
+        values = list(args)
+        for op, operands, attrs in metas[line.op.name]:
+            values.append(builder.append(Instruction(op, tuple(values[i] for i in operands), attrs)))
+        return values[-1]
     return builder.emit(line.op, *args, **{name: evaluate(expr, metas) for name, expr in line.attrs})
 
 

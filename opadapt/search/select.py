@@ -63,7 +63,7 @@ def _solve(options: Sequence[Option], cost: Sequence[float], needed_s: float) ->
     scale = max((abs(c) for c in cost), default=0.0) or 1.0
     result = milp(
         np.array(cost) / scale,
-        integrality=np.ones(len(options)),
+        integrality=np.ones(len(options), dtype=np.int8),
         bounds=Bounds(0, 1),
         constraints=[
             LinearConstraint(overlap, -np.inf, 1.0),

@@ -80,7 +80,6 @@ class Space:
                 return rule
         raise ConfigError("no such rule", expected=", ".join(r.name for r in self.rules), found=name)
 
-    @property
     def exact(self) -> Space:
         """The space of replacements that are equal up to float rounding: what is allowed without data."""
         rules = tuple(r for r in self.rules if r.exact)

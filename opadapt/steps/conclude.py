@@ -13,15 +13,14 @@ import numpy as np
 import onnx
 
 from opadapt.journal import content_key
-from opadapt.measure.cost import model_macs
 from opadapt.measure.profile import Profile
-from opadapt.measure.timing import Estimate, faster, floor_of, median_latency, ratio
+from opadapt.measure.timing import Estimate, floor_of, median_latency, ratio
 from opadapt.model.fold import fold
 from opadapt.model.graph import Model
-from opadapt.model.load import load
-from opadapt.model.normalise import normalise
+from opadapt.model.load import read
 from opadapt.model.regions import unsupported
-from opadapt.model.save import at_batch, export
+from opadapt.model.save import export
+from opadapt.model.shapes import set_dims
 from opadapt.report.data import (
     AccuracyFacts,
     DeviceFacts,
@@ -33,13 +32,16 @@ from opadapt.report.data import (
     Scores,
     Unexpanded,
     Verdict,
+    flat_conditions,
     write_json,
 )
 from opadapt.report.html import write_html
+from opadapt.steps.assemble import difference
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import Context
 from opadapt.steps.history import History
 from opadapt.steps.tuning import compare, metric_of
+from opadapt.train.data import Dataset
 
 PACKAGES = ("opadapt", "onnx", "onnxruntime", "torch", "deap", "numpy", "scipy")
 
@@ -56,23 +58,27 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     changed = bool(history.replacements)
     if changed and not latency.is_gain:
         context.warn("the adapted model is not faster beyond the noise: the original is exported unchanged")
-        history.withdraw("no measurable gain")
+        history.exact, history.accepted = [], []
+        history.reason = "no gain above the noise floor"
         export(context.original, path, experiment.opset)
         latency, conditions = _latency(context, path)
         final, changed = context.original, False
-    accuracy = _accuracy(context, final) if context.dataset is not None else None
+    profile = measure(context, final, "adapted")
+    accuracy = None if context.dataset is None else _accuracy(context, context.dataset, final)
     report = Report(
         name=experiment.name or context.folder.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=experiment.seed,
         verdict=_verdict(context, latency, history, changed),
-        original=_facts(experiment.model, context.original),
-        adapted=_facts(path, final),
-        device=DeviceFacts(name=experiment.device, threads=context.device.threads, conditions=conditions),
+        original=_facts(experiment.model, context.original, baseline),
+        adapted=_facts(path, final, profile),
+        device=DeviceFacts(
+            name=experiment.device, threads=context.device.threads, conditions=dict(conditions)
+        ),
         latency=latency,
         accuracy=accuracy,
         replacements=tuple(history.replacements),
-        operators=_operators(baseline, measure(context, final, "adapted")),
+        operators=_operators(baseline, profile),
         front=history.front(),
         training=tuple(history.training),
         attempts=tuple(history.attempts),
@@ -96,8 +102,8 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
 def _latency(context: Context, path: Path) -> tuple[LatencyFacts, Mapping[str, Any]]:
     """The exported file, loaded from disk as any user would, against the original file; with an A/A floor."""
     timing = context.experiment.timing
-    exported = normalise(load(path, context.experiment.shapes))
-    models = [at_batch(m, 1).SerializeToString() for m in (context.original, exported)]
+    files = [context.experiment.model, path]
+    models = [_deployed(read(file), context.original).SerializeToString() for file in files]
     key = content_key("final", *(hashlib.sha256(m).hexdigest() for m in models), timing.model_dump())
 
     def compute() -> dict[str, Any]:
@@ -107,7 +113,7 @@ def _latency(context: Context, path: Path) -> tuple[LatencyFacts, Mapping[str, A
             "adapted": _row(median_latency(times, 1)),
             "speedup": _row(ratio(times, 0, 1)),
             "floor": floor_of(times, 0, 2),
-            "conditions": _scalars(times.conditions),
+            "conditions": flat_conditions(times.conditions),
         }
 
     row = context.journal.once("final", key, compute)
@@ -120,38 +126,31 @@ def _latency(context: Context, path: Path) -> tuple[LatencyFacts, Mapping[str, A
     return facts, row["conditions"]
 
 
+def _deployed(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
+    """The file as it would be deployed: untouched but for its inputs, pinned to the shapes measured (batch 1)."""
+    for info in proto.graph.input:
+        if info.name in model.types and info.name in model.inputs:
+            set_dims(info, model.types[info.name].at_batch(1))
+    return proto
+
+
 def _row(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def _scalars(conditions: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested conditions as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in conditions.items():
-        if isinstance(value, Mapping):
-            flat |= _scalars(value, f"{prefix}{name}.")
-        else:
-            simple = isinstance(value, (str, int, float, bool, type(None)))
-            flat[prefix + name] = value if simple else str(value)
-    return flat
-
-
-def _accuracy(context: Context, final: Model) -> AccuracyFacts:
-    assert context.dataset is not None
+def _accuracy(context: Context, dataset: Dataset, final: Model) -> AccuracyFacts:
     metric = metric_of(context)
     context.progress.stage("accuracy on the validation and test data")
     verdicts = {
-        name: compare(context, final, split, name)
-        for name, split in (("validation", context.dataset.validation), ("test", context.dataset.test))
+        name: compare(context, dataset, final, split, name)
+        for name, split in (("validation", dataset.validation), ("test", dataset.test))
     }
     scores = {
         name: Scores(
-            samples=len(getattr(context.dataset, name)),
+            samples=len(getattr(dataset, name)),
             original=v.original,
             adapted=v.candidate,
-            difference=Estimate(
-                *((-v.loss, -v.high, -v.low) if metric.higher_is_better else (v.loss, v.low, v.high))
-            ),
+            difference=difference(v),
         )
         for name, v in verdicts.items()
     }
@@ -178,7 +177,7 @@ def _verdict(context: Context, latency: LatencyFacts, history: History, changed:
     )
 
 
-def _facts(path: Path, model: Model) -> ModelFacts:
+def _facts(path: Path, model: Model, profile: Profile) -> ModelFacts:
     proto = onnx.load(path, load_external_data=False)
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     graph = model.proto.graph
@@ -188,7 +187,7 @@ def _facts(path: Path, model: Model) -> ModelFacts:
         opset=opset,
         nodes=len(graph.node),
         parameters=sum(v.size for v in model.initializers.values() if np.issubdtype(v.dtype, np.floating)),
-        macs=model_macs(at_batch(model, 1)),
+        macs=sum(node.macs for node in profile.nodes),
         inputs={i.name: _dims(i) for i in graph.input},
         outputs={o.name: _dims(o) for o in graph.output},
     )
@@ -209,6 +208,3 @@ def _operators(before: Profile, after: Profile) -> tuple[OperatorCost, ...]:
         )
         for node in before.nodes
     )
-
-
-__all__ = ["conclude", "faster"]

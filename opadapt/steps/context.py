@@ -14,10 +14,8 @@ from opadapt.errors import RunError
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal, content_key
 from opadapt.measure.device import Device, open_device
-from opadapt.measure.timing import Estimate
 from opadapt.model.graph import Model
 from opadapt.model.load import load
-from opadapt.model.normalise import normalise
 from opadapt.report.progress import Progress
 from opadapt.search.space import Space, load_space
 from opadapt.steps.workers import Workers
@@ -56,7 +54,7 @@ class Context:
 def open_context(experiment: Experiment, folder: Path, progress: Progress) -> Iterator[Context]:
     """Everything a run needs, checked before anything is paid for, and closed at its end."""
     progress.stage("load the model, the data and the device")
-    original = normalise(load(experiment.model, experiment.shapes))
+    original = load(experiment.model, experiment.shapes)
     dataset = None if experiment.data is None else load_data(experiment.data, original)
     space = load_space(experiment.search.space)
     journal = Journal(folder)
@@ -68,10 +66,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
     with (
         contextlib.closing(journal),
         Workers(experiment.search.workers) as workers,
-        open_device(experiment.device, experiment.timing.threads) as device,
+        open_device(experiment.device, experiment.timing.threads or 1) as device,
     ):
         yield Context(experiment, folder, journal, device, progress, workers, original, space, dataset, cache)
     shutil.rmtree(cache, ignore_errors=True)
-
-
-__all__ = ["Context", "Estimate", "open_context"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from opadapt.errors import OpadaptError
+from opadapt.ir.cost import count_params
+from opadapt.ir.text import print_program
 from opadapt.measure.profile import Profile
 from opadapt.model import validate
 from opadapt.model.fold import fold
 from opadapt.model.graph import Model
+from opadapt.model.regions import Member
+from opadapt.report.data import Replacement
 from opadapt.search.candidate import Candidate
 from opadapt.search.vary import seeds
 from opadapt.steps.baseline import measure
@@ -32,16 +36,38 @@ def exact(context: Context, baseline: Profile, history: History) -> Model:
         candidates = list(seeds(original, space, context.seed("exact", ranked.group.key)))
         found = _fastest(context, model, ranked, profile, candidates)
         if found is not None:
-            model = found
-    changed = len(model.proto.graph.node) != len(context.original.proto.graph.node)
-    history.note_exact(model, changed)
+            model, latency_s, candidate = found
+            history.exact += [
+                _replacement(m, candidate, ranked.member_s, latency_s) for m in ranked.group.members
+            ]
+    history.reason = (
+        f"{len(history.exact)} exact replacements" if history.exact else "nothing exact and faster was found"
+    )
     return model
+
+
+def _replacement(member: Member, candidate: Candidate, before_s: float, after_s: float) -> Replacement:
+    program = member.expanded.program
+    return Replacement(
+        region=member.region.name,
+        kind=member.region.kind,
+        nodes=member.region.nodes,
+        rule=candidate.origin,
+        before=print_program(program),
+        after=print_program(candidate.program),
+        latency_before_s=before_s,
+        latency_after_s=after_s,
+        parameters_before=count_params(program),
+        parameters_after=count_params(candidate.program),
+        damage=0.0,
+    )
 
 
 def _fastest(
     context: Context, model: Model, ranked: Ranked, profile: Profile, candidates: list[Candidate]
-) -> Model | None:
-    """The model with the fastest candidate that computes the same, or None where none is faster."""
+) -> tuple[Model, float, Candidate] | None:
+    """The model with the fastest candidate that computes the same, its latency and itself; None where none is
+    faster."""
     if not candidates or any(n not in model.nodes for m in ranked.group.members for n in m.region.nodes):
         return None
     latency = GroupLatency(context, model, ranked.group, profile.wall.value, ranked.member_s)
@@ -50,12 +76,12 @@ def _fastest(
         for value, candidate in zip(latency(candidates), candidates, strict=True)
         if isinstance(value, float) and value < GAIN * ranked.member_s
     ]
-    for _, candidate in sorted(timed, key=lambda pair: pair[0]):
+    for latency_s, candidate in sorted(timed, key=lambda pair: pair[0]):
         try:
             changed = spliced(model, ranked.group, candidate)
             error = validate.compare_outputs(context.original.proto, changed.proto, rng=context.rng("exact"))
         except OpadaptError:
             continue
         if error <= TOLERANCE:
-            return changed
+            return changed, latency_s, candidate
     return None

@@ -42,8 +42,13 @@ class Explored:
 
     ranked: Ranked
     finalists: tuple[Individual, ...]
+    front: tuple[Individual, ...]
     archive: tuple[Individual, ...]
     refusals: dict[tuple[str, str], int]
+
+    @property
+    def name(self) -> str:
+        return self.ranked.group.members[0].region.name
 
 
 def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked]:
@@ -57,7 +62,7 @@ def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked
         nodes = [cost[n] for member in group.members for n in member.region.nodes if n in cost]
         latency_s = sum(node.latency_s for node in nodes)
         parameters = sum(node.parameters for node in nodes)
-        weight = settings.rank.latency_weight
+        weight = settings.rank.weight
         score = weight * latency_s / profile.wall.value + (1 - weight) * parameters / total_parameters
         found.append(Ranked(group, latency_s, parameters, score))
     # of equal scores the larger regions: they hold what the smaller ones hold, and leave more room
@@ -115,7 +120,13 @@ def explore(
         _journal(context, ranked.group, asked, results)
         evolution.tell(results)
     front = evolution.front()
-    return Explored(ranked, spread(front, config.finalists), tuple(evolution.archive), dict(stages.refusals))
+    return Explored(
+        ranked,
+        spread(front, config.finalists),
+        tuple(front),
+        tuple(evolution.archive),
+        dict(stages.refusals),
+    )
 
 
 def _lowers(candidate: Candidate) -> None:

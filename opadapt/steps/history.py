@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from opadapt.experiment import Target
+from opadapt.ir.cost import count_params
+from opadapt.ir.text import print_program
 from opadapt.measure.profile import Profile
-from opadapt.report.data import Attempt, FrontPoint, TrainingPoint
-from opadapt.search.evolve import Individual
+from opadapt.report.data import Attempt, FrontPoint, Replacement, TrainingPoint
 from opadapt.steps.assemble import Assembled
 from opadapt.steps.explore import Explored
 from opadapt.steps.offer import Offer
@@ -23,6 +24,7 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     training: list[TrainingPoint] = field(default_factory=list)
     accepted: list[Offer] = field(default_factory=list)
+    exact: list[Replacement] = field(default_factory=list)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
     reason: str = "nothing was tried"
 
@@ -36,6 +38,10 @@ class History:
             self.accepted.extend(assembled.accepted.offers)
         self.reason = assembled.reason
 
+    @property
+    def replacements(self) -> tuple[Replacement, ...]:
+        return (*self.exact, *(_replacement(offer) for offer in self.accepted))
+
     @staticmethod
     def aim(target: Target | None, baseline: Profile, now: Profile) -> float | None:
         """The speed-up still wanted of the model as it is now; None without a target."""
@@ -45,29 +51,37 @@ class History:
 
     def front(self) -> tuple[FrontPoint, ...]:
         """Every evaluated candidate as a point of its group's front."""
-        chosen = {(offer.candidate.digest, _group(offer)) for offer in self.accepted}
-        points = []
+        chosen = {(offer.candidate.digest, offer.group) for offer in self.accepted}
+        points: list[FrontPoint] = []
         for one in self.explored:
-            finalists = {i.candidate.digest for i in one.finalists}
-            name = one.ranked.group.members[0].region.name
+            front = {i.candidate.digest for i in one.front}
             points.extend(
-                _point(i, name, i.candidate.digest in finalists, (i.candidate.digest, name) in chosen)
+                FrontPoint(
+                    group=one.name,
+                    label=i.candidate.origin,
+                    latency_s=i.scores.latency_s,
+                    damage=i.scores.damage,
+                    parameters=count_params(i.candidate.program),
+                    on_front=i.candidate.digest in front,
+                    chosen=(i.candidate.digest, one.name) in chosen,
+                )
                 for i in one.archive
             )
         return tuple(points)
 
 
-def _group(offer: Offer) -> str:
-    return offer.group
-
-
-def _point(individual: Individual, group: str, on_front: bool, chosen: bool) -> FrontPoint:
-    return FrontPoint(
-        group=group,
-        label=individual.candidate.origin,
-        latency_s=individual.scores.latency_s,
-        damage=individual.scores.damage,
-        parameters=int(individual.fitness.values[2]),
-        on_front=on_front,
-        chosen=chosen,
+def _replacement(offer: Offer) -> Replacement:
+    before = offer.member.expanded.program
+    return Replacement(
+        region=offer.member.region.name,
+        kind=offer.member.region.kind,
+        nodes=offer.member.region.nodes,
+        rule=offer.candidate.origin,
+        before=print_program(before),
+        after=print_program(offer.candidate.program),
+        latency_before_s=offer.latency_before_s,
+        latency_after_s=offer.latency_before_s - offer.option.saved_s,
+        parameters_before=count_params(before),
+        parameters_after=count_params(offer.candidate.program),
+        damage=offer.option.damage,
     )

@@ -29,6 +29,7 @@ class Offer:
     """An option of the selection with everything needed to build it."""
 
     option: Option
+    group: str
     member: Member
     candidate: Candidate
     trained: Trained
@@ -63,7 +64,7 @@ def offers(
             latency_s = one.finalists[c].scores.latency_s
             key = content_key(region.name, candidates[c].digest)
             option = Option(region.name, region.nodes, one.ranked.member_s - latency_s, harm, key)
-            found[key] = Offer(option, group.members[m], candidates[c], weights, one.ranked.member_s)
+            found[key] = Offer(option, name, group.members[m], candidates[c], weights, one.ranked.member_s)
     return found
 
 

@@ -88,7 +88,7 @@ class GroupTraining:
                 done += 1
                 self.context.progress.advance(done, "trained")
         rows = [journal.find("distil", key) for key in keys]
-        return [row["refused"] if "refused" in row else row for row in rows if row is not None]
+        return [row.get("refused", row) for row in rows if row is not None]
 
     def _task(self, candidate: Candidate, member: int, config: DistilConfig) -> DistilTask:
         region = self.group.members[member].region
