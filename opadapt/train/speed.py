@@ -1,0 +1,97 @@
+"""How a training step runs fastest here: threads, memory layout and precision, chosen by a short measured trial."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One way to run the steps, and how long one took in the trial (seconds; 0 where nothing was compared)."""
+
+    device: str
+    threads: int
+    channels_last: bool
+    bfloat16: bool
+    step_s: float = 0.0
+
+    def apply(self, *modules: nn.Module) -> None:
+        """Set torch's threads and denormal flushing, and bring the modules to the device and layout."""
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)
+        form = torch.channels_last if self.channels_last else torch.contiguous_format
+        for module in modules:
+            module.to(self.device)
+            for weight in module.parameters():
+                if weight.dim() == 4:
+                    weight.data = weight.data.contiguous(memory_format=form)
+
+    def layout(self, x: torch.Tensor) -> torch.Tensor:
+        """A batch on the device, images in the layout."""
+        x = x.to(self.device)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16; elsewhere autocast emulates it and only costs time."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def candidates(precision: Precision, threads: int | None) -> list[Execution]:
+    """The executions worth a trial on this machine."""
+    if torch.cuda.is_available():
+        has_bfloat16, device, counts = torch.cuda.is_bf16_supported(), "cuda", [threads or 1]
+    else:
+        most = threads or len(os.sched_getaffinity(0))
+        # One thread wins where others use the other cores: waiting threads spin against them.
+        counts = [most] if threads or most == 1 else [most, 1]
+        has_bfloat16, device = cpu_has_bfloat16(), "cpu"
+    options = {"auto": [False, True] if has_bfloat16 else [False], "float32": [False], "bfloat16": [True]}
+    return [
+        Execution(device, count, last, bfloat16)
+        for count in counts
+        for bfloat16 in options[precision]
+        for last in (True, False)
+    ]
+
+
+def fastest(
+    options: list[Execution], step: Callable[[Execution], None], repeats: int = 2, limit_s: float = 60.0
+) -> Execution:
+    """Time ``step`` under every option, the options interleaved, and return the one with the shortest step.
+
+    ``step`` must leave nothing changed. The first round warms up; after ``limit_s`` seconds no round is
+    begun.
+    """
+    if len(options) == 1:
+        return options[0]
+    best = [float("inf")] * len(options)
+    begun = time.perf_counter()
+    for repeat in range(1 + repeats):
+        for i, option in enumerate(options):
+            started = time.perf_counter()
+            step(option)
+            if option.device == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            best[i] = seconds if repeat == 0 else min(best[i], seconds)
+        if time.perf_counter() - begun > limit_s:
+            break
+    winner = min(range(len(options)), key=best.__getitem__)
+    chosen = options[winner]
+    return Execution(chosen.device, chosen.threads, chosen.channels_last, chosen.bfloat16, best[winner])

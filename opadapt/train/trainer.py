@@ -1,0 +1,340 @@
+"""The fine-tuning loop. Everything random is a function of the seed and the step, so a resumed run repeats itself."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from opadapt.errors import DataError, Refused
+from opadapt.torchgraph import build, parameter_names, write_back
+from opadapt.train.capture import with_outputs
+from opadapt.train.checkpoint import save_checkpoint, write_bytes
+from opadapt.train.data import Dataset
+from opadapt.train.evaluate import predict
+from opadapt.train.finetune_config import (
+    EpochRecord,
+    FinetuneConfig,
+    FinetuneProgress,
+    FinetuneResult,
+    learning_rate,
+)
+from opadapt.train.loss import Loss, heads_of
+from opadapt.train.metrics import Metric
+from opadapt.train.preprocess import augment
+from opadapt.train.signature import inputs_of
+from opadapt.train.speed import Execution, candidates, fastest
+from opadapt.train.statistics import estimate_statistics
+
+_REPORT_EVERY_S = 1.0
+_STATISTICS_BATCHES = 16
+_RATE_CUTS = 4  # how often a diverged epoch is repeated at a quarter of the rate
+
+
+class Trainer:
+    """One fine-tuning, fresh or from a checkpoint's state."""
+
+    def __init__(
+        self,
+        student: onnx.ModelProto,
+        teacher: onnx.ModelProto,
+        dataset: Dataset,
+        config: FinetuneConfig,
+        metric: Metric,
+        label_weight: float,
+        folder: Path,
+        fingerprint: str,
+        seed: int,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.proto, self.original, self.data = student, teacher, dataset
+        self.config, self.metric = config, metric
+        self.folder, self.fingerprint, self.seed = folder, fingerprint, seed
+        self.names = list(inputs_of(student))
+        heads = heads_of(student, dataset.label_kind == "classes")
+        self.loss = Loss(
+            heads, config.temperature, config.teacher_weight, label_weight, config.feature_weight
+        )
+        self.student = build(with_outputs(student, [*(h.tensor for h in heads), *config.features]))
+        originals = heads_of(teacher, dataset.label_kind == "classes")
+        self.teacher = build(with_outputs(teacher, [*(h.tensor for h in originals), *config.features]))
+        if not parameter_names(self.student):
+            raise Refused("finetune", "the model has no weights to train")
+        self.batch = min(config.batch, len(dataset.train))
+        self.steps_per_epoch = len(dataset.train) // self.batch
+        self.step, self.elapsed_s, self.rate_cuts, self.loss_sum = 0, 0.0, 0, 0.0
+        self.started = time.perf_counter()
+        self.history: list[EpochRecord] = []
+        self.original_outputs: Any = None
+        self._check_labels()
+        if state is None:
+            self._begin()
+        else:
+            self._restore(state)
+
+    def _check_labels(self) -> None:
+        labels = self.data.train.labels
+        if self.loss.label_weight and self.loss.heads[0].form == "values":
+            shape = tuple(self._forward(self.student, self._batch(0, 1)[0])[0].shape[1:])
+            if labels is None or math.prod(shape) != math.prod(labels.shape[1:]):
+                raise DataError(
+                    "finetune.label_weight: the labels do not have the form of the output",
+                    expected="x".join(map(str, shape)),
+                    found="none" if labels is None else "x".join(map(str, labels.shape[1:])) or "one number",
+                    do="set finetune.label_weight to 0: the teacher's outputs teach alone",
+                )
+
+    def _begin(self) -> None:
+        options = candidates(self.config.precision, self.config.threads)
+        self.execution = fastest(options, self._trial_step)
+        self.execution.apply(self.student, self.teacher)
+        batches = range(min(_STATISTICS_BATCHES, self.steps_per_epoch))
+        estimate_statistics(
+            self.student, batches, lambda step: self._forward(self.student, self._batch(step, self.batch)[0])
+        )
+        self.optimizer = self._make_optimizer()
+        self.average = self._weights() if self.config.ema_decay else None
+        self._close_epoch(float("nan"))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.execution = Execution(**state["execution"])
+        self.student.load_state_dict(state["student"])
+        self.execution.apply(self.student, self.teacher)
+        self.optimizer = self._make_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        average = state["average"]
+        device = self.execution.device
+        self.average = None if average is None else {n: v.to(device) for n, v in average.items()}
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.started = time.perf_counter() - self.elapsed_s
+        self.rate_cuts, self.loss_sum = state["rate_cuts"], state["loss_sum"]
+        self.history = [EpochRecord(**record) for record in state["history"]]
+        self._remember()
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        weights = list(self.student.parameters())
+        groups = [
+            {"params": [w for w in weights if w.dim() > 1], "weight_decay": self.config.weight_decay},
+            {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
+        ]
+        groups = [g for g in groups if g["params"]]
+        if self.config.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.config.learning_rate)
+        return torch.optim.SGD(groups, lr=self.config.learning_rate, momentum=0.9, nesterov=True)
+
+    # Batches
+
+    def _batch(self, step: int, size: int) -> tuple[list[Tensor], Tensor | None]:
+        """The augmented, preprocessed samples and labels of one step."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self._order_epoch != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self._order, self._order_epoch = rng.permutation(len(self.data.train)), epoch
+        rows = np.sort(self._order[within * size : (within + 1) * size])
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        torch.manual_seed(generator.initial_seed())  # dropout
+        raw = {name: torch.from_numpy(self.data.train.inputs[name][rows]) for name in self.names}
+        for name, array in raw.items():
+            layout = self.data.preprocess.inputs[name].layout
+            raw[name] = augment(array, layout, self.data.augment, generator)
+        made = self.data.preprocess(raw)
+        labels = self.data.train.labels
+        return [made[n] for n in self.names], None if labels is None else torch.from_numpy(labels[rows])
+
+    _order_epoch = -1
+
+    def _forward(self, module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Heads, then features, float32."""
+        result = module(*inputs)
+        return [t.float() for t in (result if isinstance(result, tuple) else (result,))]
+
+    def _loss(self, execution: Execution, student: nn.Module, step: int) -> Tensor:
+        inputs, labels = self._batch(step, self.batch)
+        inputs = [execution.layout(x) for x in inputs]
+        labels = None if labels is None else labels.to(execution.device)
+        with execution.autocast():
+            with torch.no_grad():
+                wanted = self._forward(self.teacher, inputs)
+            made = self._forward(student, inputs)
+        return self.loss(made, wanted, labels)
+
+    def _trial_step(self, execution: Execution) -> None:
+        copied = copy.deepcopy(self.student)
+        execution.apply(copied, self.teacher)
+        copied.train()
+        self._loss(execution, copied, 0).backward()  # type: ignore[no-untyped-call]
+
+    # The loop
+
+    def run(
+        self,
+        on_progress: Callable[[FinetuneProgress], None],
+        should_stop: Callable[[], bool],
+        interrupted: Callable[[], bool],
+    ) -> None:
+        """Train until the budget is used up or somebody stops it; a checkpoint is written either way."""
+        reported = 0.0
+        while self._done() < 1.0:
+            if interrupted():
+                self._save()
+                raise KeyboardInterrupt
+            if should_stop():
+                break
+            loss = self._train_step()
+            self.elapsed_s = time.perf_counter() - self.started
+            if not math.isfinite(loss):
+                self._cut_rate()
+            elif self.step % self.steps_per_epoch == 0:
+                self._close_epoch(self.loss_sum / self.steps_per_epoch)
+                on_progress(self._progress(loss))
+            elif self.elapsed_s - reported >= _REPORT_EVERY_S:
+                on_progress(self._progress(loss))
+                reported = self.elapsed_s
+        within = self.step % self.steps_per_epoch
+        if within and self._done() >= 1.0:  # the minutes ran out inside an epoch
+            self._close_epoch(self.loss_sum / within)
+        else:
+            self._save()
+
+    def _train_step(self) -> float:
+        rate = self._rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.student.train()
+        loss = self._loss(self.execution, self.student, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        limit = self.config.gradient_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
+        value = float(loss.detach())
+        if not math.isfinite(value) or not math.isfinite(norm):
+            return float("nan")
+        self.optimizer.step()
+        self.step += 1
+        self.loss_sum += value
+        self._update_average()
+        return value
+
+    def _done(self) -> float:
+        """The share of the budget used up."""
+        config = self.config
+        shares = [0.0]
+        if config.epochs is not None:
+            total = config.epochs * self.steps_per_epoch
+            shares.append(self.step / total if total else 1.0)
+        if config.minutes is not None:
+            shares.append(self.elapsed_s / (60 * config.minutes))
+        return max(shares)
+
+    def _rate(self) -> float:
+        return learning_rate(self.config, self._done()) * 0.25**self.rate_cuts
+
+    def _cut_rate(self) -> None:
+        """After a step that was not finite: back to the start of the epoch, at a quarter of the rate."""
+        if self.rate_cuts == _RATE_CUTS:
+            raise Refused("finetune", f"the loss is not finite even at a rate of {self._rate():.2g}")
+        cuts = self.rate_cuts + 1
+        self.student.load_state_dict(self.safe["student"])
+        self.optimizer.load_state_dict(copy.deepcopy(self.safe["optimizer"]))
+        self.average = copy.deepcopy(self.safe["average"])
+        self.step, self.loss_sum, self.rate_cuts = self.safe["step"], self.safe["loss_sum"], cuts
+
+    def _update_average(self) -> None:
+        if self.average is None or self.config.ema_decay is None:
+            return
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, value in self.student.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+
+    # Epochs and checkpoints
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
+
+    def _current(self) -> onnx.ModelProto:
+        if self.average is None:
+            return write_back(self.student, self.proto)
+        own = self._weights()
+        self.student.load_state_dict(self.average)
+        averaged = write_back(self.student, self.proto)
+        self.student.load_state_dict(own)
+        return averaged
+
+    def _close_epoch(self, loss: float) -> None:
+        """Measure, keep the best and write a checkpoint."""
+        proto = self._current()
+        value = self._evaluate(proto)
+        best = self._best()
+        self.loss_sum = 0.0
+        self.elapsed_s = time.perf_counter() - self.started
+        epoch = -(-self.step // self.steps_per_epoch)
+        self.history.append(EpochRecord(epoch, loss, value, self._rate(), self.elapsed_s))
+        if best is None or self._better(value, best.metric):
+            write_bytes(self.folder / "best.onnx", proto.SerializeToString())
+        self._remember()
+        self._save()
+
+    def _evaluate(self, proto: onnx.ModelProto) -> float:
+        split, preprocess = self.data.validation, self.data.preprocess
+        threads = self.execution.threads
+        if not self.metric.needs_labels and self.original_outputs is None:
+            self.original_outputs = predict(self.original, split, preprocess, threads=threads)
+        outputs = predict(proto, split, preprocess, threads=threads)
+        return self.metric(outputs, self.metric.target(split.labels, self.original_outputs))
+
+    def _better(self, value: float, than: float) -> bool:
+        if math.isnan(than):
+            return not math.isnan(value)
+        return value > than if self.metric.higher_is_better else value < than
+
+    def _best(self) -> EpochRecord | None:
+        best: EpochRecord | None = None
+        for record in self.history:
+            if best is None or self._better(record.metric, best.metric):
+                best = record
+        return best
+
+    def _remember(self) -> None:
+        self.safe = copy.deepcopy(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "rate_cuts": self.rate_cuts,
+            "loss_sum": self.loss_sum,
+            "history": [asdict(record) for record in self.history],
+            "execution": self.execution.as_dict(),
+            "fingerprint": self.fingerprint,
+        }
+
+    def _save(self) -> None:
+        save_checkpoint(self.folder / "checkpoint.pt", self._state())
+
+    def _progress(self, loss: float) -> FinetuneProgress:
+        epoch = self.step // self.steps_per_epoch
+        history = tuple(self.history)
+        return FinetuneProgress(epoch, self.step, loss, self._rate(), self._done(), self.elapsed_s, history)
+
+    def result(self) -> FinetuneResult:
+        best = self._best()
+        assert best is not None  # epoch 0 is always recorded
+        proto = onnx.load(self.folder / "best.onnx")
+        epochs = self.step // self.steps_per_epoch
+        history = tuple(self.history)
+        return FinetuneResult(
+            proto, history, best.epoch, best.metric, epochs, self.step, self.elapsed_s, self.execution
+        )
