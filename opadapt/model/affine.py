@@ -1,4 +1,4 @@
-"""Scale and shift by channel: reading them off a node, and putting them into the weights of the product before."""
+"""Scale and shift by channel: read off a node, put into the weights of the product before it."""
 
 from __future__ import annotations
 
@@ -80,17 +80,23 @@ def absorb(
     return True
 
 
+def _weight(bench: Bench, product: onnx.NodeProto) -> Vector | None:
+    """The float32 weight, in double precision; None where it is computed."""
+    weight = bench.value(product, 1)
+    return np.asarray(weight, np.float64) if weight is not None and weight.dtype == np.float32 else None
+
+
 def _conv(bench: Bench, conv: onnx.NodeProto, factor: Vector, shift: Vector) -> bool:
-    weight = bench.value(conv, 1)
-    if weight is None or weight.dtype != np.float32:
+    weight = _weight(bench, conv)
+    if weight is None:
         return False
     by_output = factor.reshape(-1, *[1] * (weight.ndim - 1))
     return _set(bench, conv, weight * by_output, weight.shape[0], factor, shift)
 
 
 def _conv_transpose(bench: Bench, conv: onnx.NodeProto, factor: Vector, shift: Vector) -> bool:
-    weight = bench.value(conv, 1)
-    if weight is None or weight.dtype != np.float32:
+    weight = _weight(bench, conv)
+    if weight is None:
         return False
     groups = attributes(conv).get("group", 1)
     outputs = weight.shape[1] * groups
@@ -105,7 +111,7 @@ def _conv_transpose(bench: Bench, conv: onnx.NodeProto, factor: Vector, shift: V
 def _set(
     bench: Bench,
     conv: onnx.NodeProto,
-    weight: NDArray[np.generic],
+    weight: Vector,
     outputs: int,
     factor: Vector,
     shift: Vector,
@@ -123,8 +129,8 @@ def _set(
 
 
 def _gemm(bench: Bench, gemm: onnx.NodeProto, factor: Vector, shift: Vector) -> bool:
-    weight, bias, given = bench.value(gemm, 1), bench.value(gemm, 2), attributes(gemm)
-    if weight is None or weight.dtype != np.float32 or (bias is None and not bench.left_out(gemm, 2)):
+    weight, bias, given = _weight(bench, gemm), bench.value(gemm, 2), attributes(gemm)
+    if weight is None or (bias is None and not bench.left_out(gemm, 2)):
         return False
     outputs = weight.shape[0] if given.get("transB", 0) else weight.shape[1]
     if bias is not None and bias.size not in (1, outputs):
@@ -143,8 +149,8 @@ def _gemm(bench: Bench, gemm: onnx.NodeProto, factor: Vector, shift: Vector) -> 
 
 def _matmul(bench: Bench, matmul: onnx.NodeProto, factor: Vector, shift: Vector) -> bool:
     """A factor goes into the weight; a shift only where the product can become a Gemm (two axes)."""
-    weight = bench.value(matmul, 1)
-    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+    weight = _weight(bench, matmul)
+    if weight is None or weight.ndim != 2:
         return False
     outputs = weight.shape[1]
     if factor.size not in (1, outputs) or shift.size not in (1, outputs):

@@ -30,6 +30,9 @@ _UNARY = frozenset(
     | {"Gelu", "Mish", "Softplus", "Softsign", "ThresholdedRelu", "BatchNormalization"}
 )
 _WITH_CONSTANT = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})
+_PARTS = (
+    _UNARY | _WITH_CONSTANT | {"Erf", "Pow", "Sqrt", "Exp", "Log", "Neg", "Abs", "Reciprocal", "Softsign"}
+)
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,42 @@ class Finder:
         return readers[0] if len(readers) == 1 else None
 
     def followers(self, name: str) -> tuple[str, ...]:
-        """The activations, batch normalisations and constant scales and shifts right after a node."""
+        """The activations, batch normalisations and constant scales and shifts right after a node.
+
+        An activation made of several operators (hard swish, GELU) counts as one.
+        """
         found: list[str] = []
-        after = self.only_consumer(name)
-        while after is not None and self._elementwise(after):
-            found.append(after)
-            after = self.only_consumer(after)
-        return tuple(found)
+        last = name
+        while True:
+            after = self.only_consumer(last)
+            if after is not None and self._elementwise(after):
+                found.append(after)
+            elif after is None and (composite := self._composite_after(last)):
+                found.extend(composite)
+            else:
+                return tuple(found)
+            last = found[-1]
+
+    def _composite_after(self, name: str) -> tuple[str, ...]:
+        """The element-wise nodes from a node's result to the join of all its readers; empty for none."""
+        results = [t for t in self.model.nodes[name].output if t in self._composites]
+        if not results or any(t in self._outputs for t in self.model.nodes[name].output):
+            return ()
+        inside = self._composites[results[0]]
+        readers = self.model.consumers[results[0]]
+        return tuple(sorted(inside, key=self.model.position.__getitem__)) if set(readers) <= inside else ()
+
+    @cached_property
+    def _composites(self) -> dict[str, set[str]]:
+        """Entry tensor -> the nodes up to the nearest join of it with itself, where all are element-wise."""
+        found: dict[str, set[str]] = {}
+        for name in self.model.nodes:
+            if len(self.activations(name)) < 2 or self.model.nodes[name].op_type not in _PARTS:
+                continue
+            back = self.back(name)
+            if back is not None and all(self.model.nodes[n].op_type in _PARTS for n in back[0]):
+                found.setdefault(back[1], back[0])
+        return found
 
     def _elementwise(self, name: str) -> bool:
         node = self.model.nodes[name]
@@ -115,8 +147,9 @@ class Finder:
         return weight is not None and weight.ndim > 2 and weight.shape[1] == 1 and weight.shape[0] > 1
 
     def joins(self) -> Iterator[tuple[str, ...]]:
-        """For every node that joins activations: all nodes back to the nearest tensor they all come from, with the
-        activation that follows; then each operand's branch alone, where it computes something."""
+        """For every node that joins activations: all nodes back to the nearest tensor they all come from, with
+        the activation that follows; then each operand's branch alone, where it computes something.
+        """
         for name in self.model.nodes:
             if len(self.activations(name)) < 2:
                 continue
@@ -133,8 +166,8 @@ class Finder:
     def back(self, name: str) -> tuple[set[str], str] | None:
         """Nodes from the nearest single entry up to and with ``name``; None where it is too far.
 
-        The latest producer of the frontier is taken in until one tensor is left: the nearest tensor through which
-        every path to ``name`` goes (its immediate dominator, when every path starts at one model input).
+        The latest producer of the frontier is taken in until one tensor is left: the nearest tensor through
+        which every path to ``name`` goes (its immediate dominator, when all paths start at one model input).
         """
         inside, frontier = {name}, set(self.activations(name))
         while len(frontier) > 1:

@@ -14,17 +14,23 @@ from opadapt.model import shapes, validate
 from opadapt.model.graph import NDArrayAny, reads
 
 # Folding these would throw away what they are for: random values, and weights kept in 8 bits
-_NEVER = frozenset(
-    """RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli
-    QuantizeLinear DequantizeLinear DynamicQuantizeLinear""".split()
-)
+_RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
+_NEVER = frozenset(_RANDOM | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _LARGEST_BYTES = 8 << 20  # a constant larger than this and than what it is made from stays computed
 _ROUNDS = 16
 
 
 def fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Constants and everything computed from them become initializers, shapes that are known become constants,
-    identities and dead nodes go. Names of what stays are kept. The result is typed."""
+    """Constants and all that is computed from them become initializers, known shapes become constants, identities
+    and dead nodes go. Names of what stays are kept. The result is typed.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     for _ in range(_ROUNDS):
@@ -59,7 +65,7 @@ def _evaluate(proto: onnx.ModelProto) -> None:
         plain = node.op_type not in _NEVER and not _has_subgraph(node)
         if plain and all(name in sizes for name in reads(node)):
             foldable.append(node)
-            sizes.update({name: 0 for name in node.output})
+            sizes.update(dict.fromkeys(node.output, 0))
     if not foldable:
         return
     made = {name for node in foldable for name in node.output if name}
@@ -242,7 +248,7 @@ def drop_dead(proto: onnx.ModelProto) -> None:
 
 
 def _use_known_shapes(proto: onnx.ModelProto) -> bool:
-    """``Shape`` of a fixed shape becomes a constant; a ``Reshape`` whose result is known gets a constant target."""
+    """``Shape`` of a fixed shape becomes a constant; ``Reshape`` to a known shape gets a constant target."""
     graph = proto.graph
     types = {v.name: v for v in [*graph.input, *graph.value_info, *graph.output]}
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer if len(i.raw_data) < 4096}
@@ -272,7 +278,7 @@ def _constant_shape(node: onnx.NodeProto, types: Mapping[str, onnx.ValueInfoProt
         dims = dims[bounds.get("start", 0) : bounds.get("end", len(dims))]
     if any(isinstance(d, str) for d in dims):
         return False
-    value = np.array(dims if node.op_type == "Shape" else np.prod(dims), np.int64)
+    value = np.array(dims if node.op_type == "Shape" else np.prod([int(d) for d in dims]), np.int64)
     constant = helper.make_node("Constant", [], node.output, node.name, value=numpy_helper.from_array(value))
     node.CopyFrom(constant)
     return True
@@ -300,7 +306,7 @@ def _reshape_target(
 
 
 def _solved(into: list[int | str], given: list[int], allowzero: bool) -> list[int | str] | None:
-    """The result of a Reshape to a constant with a -1, from the input's shape; None where N is not one dimension."""
+    """The result of a Reshape to a constant with a -1; None where the batch does not stay one dimension."""
     if allowzero:
         return None
     out: list[int | str] = [into[i] if d == 0 and i < len(into) else d for i, d in enumerate(given)]

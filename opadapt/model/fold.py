@@ -1,6 +1,6 @@
 """Arithmetic that weights can take over: exact up to float rounding.
 
-Before -> after: Conv, BatchNormalization -> Conv; Conv, Mul by channel, Add by channel -> Conv; Pad, Conv -> Conv;
+Before -> after: Conv, BatchNormalization -> Conv; Conv, Mul, Add by channel -> Conv; Pad, Conv -> Conv;
 Pad, Pad -> Pad; Slice, Slice on other axes -> Slice; Relu, Relu -> Relu.
 """
 
@@ -26,7 +26,8 @@ def fold(model: Model) -> Model:
     proto.CopyFrom(model.proto)
     while True:
         bench = Bench(proto)
-        if not any(_fold_node(bench, node) for node in list(proto.graph.node)):
+        changed = [_fold_node(bench, node) for node in list(proto.graph.node)]
+        if not any(changed):
             break
         drop_dead(proto)
     hints = {v.name: v for v in [*proto.graph.value_info, *proto.graph.output] if shapes.complete(v)}

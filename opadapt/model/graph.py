@@ -22,7 +22,7 @@ NDArrayAny = NDArray[np.generic]
 class Source:
     """Where a model came from and what its export goes back to.
 
-    ``original`` is the file as read, external data included; ``shapes`` are the input shapes pinned by the user.
+    ``original`` is the file as read, external data included; ``shapes`` are those its inputs were pinned to.
     """
 
     path: Path | None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper
 
 from opadapt.errors import ModelError
@@ -23,9 +23,9 @@ _EXPORT_AGAIN = "export the model to ONNX again, or copy the file again if it wa
 def load(path: str | Path, shapes: Mapping[str, Sequence[int | str]] | None = None) -> Model:
     """Read a model and normalise it (see ``normalise``).
 
-    ``shapes`` pins inputs by name: numbers, or ``"N"`` for the batch. Raises ModelError for a file that is not a
-    readable ONNX model of opset 9 or newer, has custom operators, reaches for data outside its folder, or leaves
-    a dimension open.
+    ``shapes`` pins inputs by name: numbers, or ``"N"`` for the leading one, the batch. Raises ModelError for a
+    file that is not a readable ONNX model of opset 9 or newer, has custom operators, reaches for data outside its
+    folder, or leaves a dimension open.
     """
     path = Path(path)
     proto = read(path)
@@ -170,5 +170,5 @@ def _check_domains(proto: onnx.ModelProto) -> None:
                 f"operator {node.op_type} of domain '{node.domain}' is not standard ONNX",
                 expected="operators of the default domain alone",
                 found=f"{node.domain}::{node.op_type} in node '{node.name}'",
-                do="export the model without custom operators (for ONNX Runtime's own fused ones: from before its optimiser)",
+                do="export the model without custom operators, and before ONNX Runtime's optimiser fuses it",
             )

@@ -14,6 +14,7 @@ from opadapt.model import validate
 from opadapt.model.constants import fold_constants
 from opadapt.model.graph import Model, Source
 from opadapt.model.opset import inline, to_opset
+from opadapt.model.order import sort_nodes
 from opadapt.resources import WORKING_IR_VERSION, WORKING_OPSET
 
 RTOL = 1e-4
@@ -26,11 +27,12 @@ def normalise(
 
     Functions are inlined, the working opset is set, inputs get their shapes (``shapes`` by input name; an open
     leading dimension is the batch ``N``), constants are folded, the batch is made free where that provably
-    changes nothing, nodes get stable unique names, every tensor is typed, and the outputs are compared with the
-    original's in ONNX Runtime on random inputs. Raises ModelError with the reason.
+    changes nothing, nodes get stable unique names, every tensor is typed, and the outputs are compared with
+    those of the original in ONNX Runtime on random inputs. Raises ModelError with the reason.
     """
     work = inline(proto)
     work = _without_constant_inputs(work)
+    sort_nodes(work)
     pinned = shape_rules.pin(work, shapes or {})
     work = to_opset(shape_rules.infer(work), WORKING_OPSET, WORKING_IR_VERSION)
     work = fold_constants(work)

@@ -27,8 +27,18 @@ def default_opset(proto: onnx.ModelProto) -> int:
 
 
 def inline(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Model-local functions replaced by their bodies."""
-    return inliner.inline_local_functions(proto) if proto.functions else proto
+    """Model-local functions replaced by their bodies. Raises ModelError."""
+    if not proto.functions:
+        return proto
+    try:
+        return inliner.inline_local_functions(proto, convert_version=True)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            "the model's functions cannot be inlined",
+            expected="model-local functions without recursion",
+            found=str(error).splitlines()[0],
+            do="export the model without functions",
+        ) from error
 
 
 def to_opset(proto: onnx.ModelProto, opset: int, ir_version: int) -> onnx.ModelProto:
@@ -41,6 +51,8 @@ def to_opset(proto: onnx.ModelProto, opset: int, ir_version: int) -> onnx.ModelP
     result.CopyFrom(proto)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", current))
+    for node in result.graph.node:
+        node.domain = ""  # "ai.onnx" is another name of it
     if opset > current:
         result = _upgrade(result, opset)
     elif opset < current:

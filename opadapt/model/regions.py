@@ -21,8 +21,8 @@ _MOST_INPUTS = 2
 class Region:
     """A connected part of the model with one tensor leaving it.
 
-    ``nodes`` are node names in topological order, ``inputs`` the one or two activations it reads. An *operator* is
-    one node, a *chain* a convolution or product with its activation, a *block* everything larger.
+    ``nodes`` are node names in topological order, ``inputs`` the one or two activations it reads. An *operator*
+    is one node, a *chain* a convolution or product with its activation, a *block* everything larger.
     """
 
     name: str
@@ -77,9 +77,9 @@ def _expand(model: Model, span: Span) -> Expanded:
 def regions(model: Model) -> list[Region]:
     """Every replaceable region, smallest kind first, each kind in topological order.
 
-    Operators that ``expand`` accepts alone, chains, and single-entry/single-exit blocks of at most 24 nodes: the
-    surroundings of every join (residual blocks, squeeze-and-excitation, GELU), their branches, and chains in a row.
-    Names are ``node`` or ``first..last``, unique.
+    Operators that ``expand`` accepts alone, chains, and single-entry/single-exit blocks of at most 24 nodes: what
+    surrounds every join (residual blocks, squeeze-and-excitation, GELU), the branches of a join, and chains in
+    a row. Names are ``node`` or ``first..last``, unique.
     """
     finder = Finder(model)
     refused = unsupported(model)

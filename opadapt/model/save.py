@@ -1,4 +1,4 @@
-"""From the working model to files and protos for others: the original opset, one batch size, one atomic write."""
+"""The working model as others want it: a file of the original opset, or a proto of one batch size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIRST_IR_WITH_OWN_INITIALIZERS = 4
 
 
 def at_batch(model: Model, batch: int) -> onnx.ModelProto:
-    """The model with every shape static at this batch size. Raises ModelError where the batch is fixed otherwise."""
+    """The model with every shape static at this batch size. Raises ModelError where another is fixed."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     if not model.has_batch:
@@ -52,7 +52,7 @@ def _set_batch(proto: onnx.ModelProto, batch: int | str) -> None:
 
 
 def flush_denormals(model: Model) -> Model:
-    """Float32 weights below the smallest normal number become 0: they change nothing and slow some CPUs ten-fold."""
+    """Float32 weights below the smallest normal number become 0: they say nothing, and slow CPUs ten-fold."""
     tiny = np.finfo(np.float32).tiny
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)

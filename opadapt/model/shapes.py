@@ -11,6 +11,7 @@ from onnx import numpy_helper, shape_inference
 from opadapt.errors import ModelError
 from opadapt.ir.types import BATCH, Dim
 from opadapt.model import validate
+from opadapt.model.graph import reads
 
 Shapes = Mapping[str, Sequence[int | str]]
 _PROOF_RTOL = 1e-5
@@ -20,7 +21,7 @@ _PROOF_COPIES = 3
 def pin(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[Dim, ...]]:
     """Set the graph inputs' shapes in place: given sizes, ``"N"`` for an open leading dimension.
 
-    Returns the shapes by input. Raises ModelError for a dimension that stays open, or a shape that does not fit.
+    Returns the shapes by input. Raises ModelError for a dimension left open or a shape that does not fit.
     """
     inputs = validate.graph_inputs(proto)
     unknown = sorted(set(shapes) - {i.name for i in inputs})
@@ -54,7 +55,9 @@ def _pin_input(info: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> 
         given = [BATCH if i == 0 and isinstance(d, str) else d for i, d in enumerate(declared)]
     elif tensor.HasField("shape"):
         _fits(info.name, declared, given)
-    still_open = [i for i, d in enumerate(given) if isinstance(d, str) and d != BATCH]
+        # N over a fixed size: freeing the batch is tried anyway, and the size is what is left if it fails
+        given = [d if g == BATCH and isinstance(d, int) else g for g, d in zip(given, declared, strict=True)]
+    still_open = [i for i, d in enumerate(given) if isinstance(d, str) and (i > 0 or d != BATCH)]
     if still_open:
         form = ",".join(f"D{i}" if i in still_open else str(d) for i, d in enumerate(given))
         example = ",".join("64" if i in still_open else str(d) for i, d in enumerate(given))
@@ -66,11 +69,11 @@ def _pin_input(info: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> 
             do=f"add --shape {info.name}={form} with your numbers, for example --shape {info.name}={example}",
         )
     bad = [d for d in given if not isinstance(d, str) and d < 1]
-    if bad or list(given).count(BATCH) > 1:
+    if bad:
         raise ModelError(
             f"--shape {info.name}={','.join(map(str, given))} is no shape",
-            expected="positive numbers and at most one N",
-            found=str(bad[0]) if bad else "several N",
+            expected="positive numbers, and N for the leading dimension alone",
+            found=str(bad[0]),
         )
     set_dims(info, given)
     return tuple(given)
@@ -155,12 +158,27 @@ def type_all(
     typed = infer(proto, hints)
     infos = {v.name: v for v in [*typed.graph.value_info, *typed.graph.output]}
     made = [name for node in typed.graph.node for name in node.output if name]
-    missing = [name for name in made if name not in infos or not complete(infos[name])]
+    loose = _data_dependent(typed)
+    missing = [n for n in made if n not in loose and (n not in infos or not complete(infos[n]))]
     if not missing:
         return typed
     found = _measured(typed, missing)
     known = dict(hints or {}) | {v.name: v for v in typed.graph.value_info if complete(v)} | found
     return infer(proto, known)
+
+
+_DATA_DEPENDENT = frozenset(
+    {"NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "If", "Scan", "Range"}
+)
+
+
+def _data_dependent(proto: onnx.ModelProto) -> set[str]:
+    """Tensors whose shape may follow from values: one run says nothing about the next."""
+    found: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type in _DATA_DEPENDENT or any(name in found for name in reads(node)):
+            found.update(node.output)
+    return found
 
 
 def _measured(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, onnx.ValueInfoProto]:
@@ -190,25 +208,28 @@ def _measured(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, onnx.Va
 
 
 def free_batch(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model with the leading dimension of every input free, or None where that changes what it computes.
+    """The model with the batch free, or None where it computes something else then, or does not run.
 
-    Constant ``Reshape`` targets that spell the batch out get a 0 ("as the input") in its place. Proof: one run of
-    three samples against three runs of one, on normal random inputs, equal within 1e-5 of the largest output.
+    The batch is the leading dimension of the inputs that have it open; where none has, of all inputs, if it is
+    the same. Constant ``Reshape`` targets that spell it out get a 0 ("as the input") in its place. Proof: one run
+    of three samples against three runs of one, on normal random inputs, equal within 1e-5 of the largest output.
     """
-    sizes = {d[0] if (d := dims_of(i)) else None for i in validate.graph_inputs(proto)}
-    if len(sizes) != 1 or None in sizes:
+    leading = {i.name: dims[0] if (dims := dims_of(i)) else None for i in validate.graph_inputs(proto)}
+    batched = [name for name, d in leading.items() if d == BATCH] or list(leading)
+    size = leading[batched[0]] if batched else None
+    if size is None or any(leading[name] != size for name in batched):
         return None
-    size = sizes.pop()
     freed = onnx.ModelProto()
     freed.CopyFrom(proto)
     if isinstance(size, int):
         _free_reshapes(freed, size)
     for info in validate.graph_inputs(freed):
-        set_dims(info, [BATCH, *(dims_of(info) or [])[1:]])
+        if info.name in batched:
+            set_dims(info, [BATCH, *(dims_of(info) or [])[1:]])
     for output in freed.graph.output:
         output.type.tensor_type.ClearField("shape")
     del freed.graph.value_info[:]
-    return freed if _batch_proven(freed, size if isinstance(size, int) else 1) else None
+    return freed if _batch_proven(freed, batched, size if isinstance(size, int) else 1) else None
 
 
 def _free_reshapes(proto: onnx.ModelProto, size: int) -> None:
@@ -224,13 +245,15 @@ def _free_reshapes(proto: onnx.ModelProto, size: int) -> None:
             node.input[1] = name
 
 
-def _batch_proven(proto: onnx.ModelProto, size: int) -> bool:
+def _batch_proven(proto: onnx.ModelProto, batched: Sequence[str], size: int) -> bool:
     feeds = validate.random_feeds(proto, np.random.default_rng(0), batch=_PROOF_COPIES * size)
     try:
         made = validate.session(proto)
         whole = validate.run_session(made, feeds)
         parts = [
-            validate.run_session(made, {k: v[i * size : (i + 1) * size] for k, v in feeds.items()})
+            validate.run_session(
+                made, {k: v[i * size : (i + 1) * size] if k in batched else v for k, v in feeds.items()}
+            )
             for i in range(_PROOF_COPIES)
         ]
     except ModelError:

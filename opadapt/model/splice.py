@@ -33,9 +33,9 @@ def splice(model: Model, replacements: Mapping[Region, tuple[Program, Binding]])
 def splice_parts(model: Model, replacements: Mapping[Region, tuple[Program, Binding]]) -> Spliced:
     """Replace each region by a lowered program of the same signature.
 
-    The region's output tensor keeps its name, everything new is named ``adapted_<k>/...`` with a ``k`` the model
-    does not use yet, initializers nobody reads are dropped, types are inferred again and the checker runs. Raises
-    ModelError where regions overlap or are not of this model, ProgramError where a program does not fit.
+    The region's output tensor keeps its name, everything new is named ``adapted_<k>/...`` with a ``k`` the
+    model does not use yet, initializers nobody reads are dropped, types are inferred again, the checker runs.
+    Raises ModelError where regions overlap or are not of this model, ProgramError where a program does not fit.
     """
     _check_regions(model, replacements)
     at: dict[str, Region] = {region.nodes[-1]: region for region in replacements}

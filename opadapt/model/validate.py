@@ -75,7 +75,7 @@ def random_feeds(
     batch: int = 1,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
 ) -> dict[str, NDArrayAny]:
-    """One random array per input: standard normal floats, integers 0 or 1 (valid indices and masks), booleans.
+    """One random array per input: normal floats, integers 0 or 1 (valid indices and masks), booleans.
 
     Dimensions without a number become ``batch``; ``shapes`` overrides the shapes by input name.
     """
