@@ -13,8 +13,7 @@ from opadapt.ir.spec import AttrValue
 from opadapt.search.expression import Expr, Meta
 from opadapt.search.pattern import CHAIN, Line, Pattern
 
-
-# An element-wise function of value 0: (op, operands, attributes) per step; step i makes value i, counted from 1.
+# An element-wise function of value 0: (op, operands, attributes) per step; step i, from 1, makes value i.
 Function = tuple[tuple[str, tuple[int, ...], tuple[tuple[str, AttrValue], ...]], ...]
 
 
