@@ -43,6 +43,7 @@ PROFILED_RUNS = 100  # at most: the profile of 250 nodes is then about 15 MB of 
 PROFILE_WARMUP = 3  # profiled runs that are not counted
 HERE = Path(__file__).resolve()
 SYS = Path("/sys")
+_STAGE = Path("stage")  # in the child's folder: the mark of what it was at, which outlives a crash
 
 
 def _read(path: Path) -> str:
@@ -89,9 +90,6 @@ def conditions() -> dict[str, Any]:
         "throttled": _throttled(),
         "load_average": list(os.getloadavg()),
     }
-
-
-_STAGE = Path("stage")  # in the child's folder: the mark of what it was at, which outlives a crash
 
 
 def _session(path: str, threads: int, profile: bool = False) -> Any:
@@ -251,8 +249,8 @@ def _do_run(request: dict[str, Any]) -> dict[str, Any]:
     return {"outputs": path, "names": [output.name for output in session.get_outputs()]}
 
 
-MEASURING = {"hello": _do_hello, "time": _do_time, "profile": _do_profile, "run": _do_run}
-ACTIONS = {**MEASURING, "conditions": _do_conditions}
+_NAMES = {"hello": _do_hello, "conditions": _do_conditions}
+ACTIONS = {**_NAMES, "time": _do_time, "profile": _do_profile, "run": _do_run}
 
 
 def child() -> None:
@@ -355,7 +353,9 @@ class Agent:
             if request["do"] == "forget":  # files of the folder, and those made of them (path.*)
                 roots = tuple(f"{path}." for path in request["paths"])
                 mine = [file for file in self.folder.iterdir() if f"{file}.".startswith(roots)]
-                result: dict[str, Any] = {"removed": len([file.unlink() for file in mine])}
+                result: dict[str, Any] = {"removed": len(mine)}
+                for file in mine:
+                    file.unlink()
             elif request["do"] in ACTIONS:
                 result = self.in_child(request)
             else:

@@ -52,16 +52,20 @@ class AgentDevice:
         self._transport.close()
 
     def hello(self) -> Mapping[str, Any]:
-        if self._hello is None:
-            self._transport.start()
-            try:
-                hello = self._ask({"do": "hello"}, self.facts.timeout_s)
-                self._check(hello)
-            except BaseException:
-                self.close()
-                raise
-            self._hello = hello
-        return self._hello
+        with self._one_at_a_time:
+            if self._hello is None:
+                self._hello = self._started()
+            return self._hello
+
+    def _started(self) -> dict[str, Any]:
+        self._transport.start()
+        try:
+            hello = self._ask({"do": "hello"}, self.facts.timeout_s)
+            self._check(hello)
+        except BaseException:
+            self._transport.close()
+            raise
+        return hello
 
     def _check(self, hello: Mapping[str, Any]) -> None:
         wanted = hashlib.sha256(AGENT.read_bytes()).hexdigest()
