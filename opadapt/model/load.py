@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper
 
-from opadapt.errors import ModelError
+from opadapt.errors import ModelError, OpadaptError
 from opadapt.model.graph import Model, Source
 from opadapt.model.normalise import normalise
 from opadapt.model.opset import default_opset
@@ -28,9 +28,19 @@ def load(path: str | Path, shapes: Mapping[str, Sequence[int | str]] | None = No
     folder, or leaves a dimension open.
     """
     path = Path(path)
-    proto = read(path)
-    source = Source(path, default_opset(proto), proto.ir_version, proto)
-    return normalise(proto, source, shapes or {})
+    try:
+        proto = read(path)
+        source = Source(path, default_opset(proto), proto.ir_version, proto)
+        return normalise(proto, source, shapes or {})
+    except OpadaptError:
+        raise
+    except Exception as error:  # onnx reports damage with RuntimeError, ConvertError, UnicodeDecodeError, ...
+        raise ModelError(
+            f"{path}: the file is damaged, or uses ONNX in a way that onnx itself refuses",
+            expected=_EXPECTED,
+            found=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            do=_EXPORT_AGAIN,
+        ) from error
 
 
 def read(path: str | Path) -> onnx.ModelProto:

@@ -111,8 +111,8 @@ def relative_error(a: NDArrayAny, b: NDArrayAny) -> float:
         x[~finite], y[~finite], equal_nan=True
     ):
         return float("inf")
-    difference = float(np.max(np.abs(x - y), where=finite, initial=0.0))
-    return difference / max(float(np.max(np.abs(x), where=finite, initial=0.0)), 1e-12)
+    difference = float(np.max(np.abs(x[finite] - y[finite]), initial=0.0))
+    return difference / max(float(np.max(np.abs(x[finite]), initial=0.0)), 1e-12)
 
 
 def compare_outputs(
