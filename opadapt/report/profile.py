@@ -25,7 +25,7 @@ def print_profile(profile: Profile, ranked: Sequence[Ranked], top: int, console:
     rows = [
         (
             number,
-            row.name,
+            wording.short(row.name),
             op_types[row.name],
             wording.seconds(row.latency_s),
             wording.percent(row.latency_share),

@@ -87,7 +87,7 @@ def _replacements(report: Report) -> RenderableType | None:
         [("region", False), ("by", False), ("latency", True), ("parameters", True), ("damage", True)],
         (
             (
-                r.region,
+                wording.short(r.region),
                 r.rule,
                 f"{wording.seconds(r.latency_before_s)} -> {wording.seconds(r.latency_after_s)}",
                 f"{wording.count(r.parameters_before)} -> {wording.count(r.parameters_after)}",

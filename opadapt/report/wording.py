@@ -21,8 +21,18 @@ def digits(value: float, significant: int = 3) -> str:
 
 def seconds(value: float) -> str:
     """``0.00123`` -> ``"1.23 ms"``."""
+    if value == 0:
+        return "0"
     size, unit = next(((s, u) for s, u in _TIMES if abs(value) >= s), _TIMES[-1])
     return f"{digits(value / size)} {unit}"
+
+
+def short(name: str, length: int = 60) -> str:
+    """A long name without its middle: both ends of a node's name tell something."""
+    if len(name) <= length:
+        return name
+    tail = (length - 3) * 2 // 3
+    return name[: length - 3 - tail] + "..." + name[-tail:]
 
 
 def count(value: int) -> str:

@@ -1,0 +1,161 @@
+"""The terminal summary and the HTML page."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.dom import minidom
+
+import pytest
+from rich.console import Console
+
+from opadapt.report import charts, wording
+from opadapt.report.data import OperatorCost, Report, TrainingPoint, read_json
+from opadapt.report.html import render_html, write_html
+from opadapt.report.terminal import print_report
+
+HERE = Path(__file__).parent
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def sample() -> Report:
+    return read_json(HERE / "sample_report.json")
+
+
+def _empty(report: Report) -> Report:
+    """A run that replaced nothing, had no data and no target."""
+    lists = (
+        "replacements",
+        "operators",
+        "front",
+        "training",
+        "attempts",
+        "refusals",
+        "unexpanded",
+        "warnings",
+    )
+    verdict = report.verdict.model_copy(update={"adapted": False, "target": None, "target_reached": None})
+    return report.model_copy(update=dict.fromkeys(lists, ()) | {"accuracy": None, "verdict": verdict})
+
+
+def _terminal(report: Report) -> str:
+    console = Console(width=80, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        print_report(report, console)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def test_terminal_report_at_80_columns(sample: Report, request: pytest.FixtureRequest) -> None:
+    golden = HERE / "terminal_80.txt"
+    text = _terminal(sample)
+    if request.config.getoption("--update-golden"):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_names_cannot_steer_the_terminal(sample: Report) -> None:
+    text = _terminal(sample)
+    assert "\x1b" not in text
+    assert "[bold]x[/bold]" in text.replace("\n", "").replace(" ", "")
+
+
+def test_a_run_without_result_says_so(sample: Report) -> None:
+    for text in (_terminal(_empty(sample)), render_html(_empty(sample))):
+        assert "Nothing was replaced" in text
+        assert "only exact replacements were allowed" in text
+
+
+class _Tags(HTMLParser):
+    """Counts tags, and checks that those which need an end have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_escapes_every_name_and_needs_nothing_else(sample: Report) -> None:
+    page = render_html(sample)
+    tags = _Tags()
+    tags.feed(page)
+    assert not tags.open
+    assert "script" not in tags.seen
+    assert not tags.links
+    assert EVIL not in page
+    # region, node list, program, bar label and tip, front title and mark, refusal, operator without program
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 9
+    assert not re.search(r"https?://", page)
+
+
+def test_charts_are_well_formed_and_inside_their_frame(sample: Report) -> None:
+    pictures = re.findall(r"<svg.*?</svg>", render_html(sample), re.DOTALL)
+    assert len(pictures) == 1 + 2 + 2  # operators; a front per group; loss and metric
+    for picture in pictures:
+        svg = minidom.parseString(picture).documentElement
+        assert svg is not None
+        left, top, width, height = map(float, svg.getAttribute("viewBox").split())
+        for circle in svg.getElementsByTagName("circle"):
+            assert left <= float(circle.getAttribute("cx")) <= left + width
+            assert top <= float(circle.getAttribute("cy")) <= top + height
+        for line in svg.getElementsByTagName("polyline"):
+            for point in line.getAttribute("points").split():
+                x, y = map(float, point.split(","))
+                assert 0 <= x <= charts.WIDTH and 0 <= y <= charts.HEIGHT
+
+
+def test_bars_are_proportional_and_worst_first() -> None:
+    costs = [
+        OperatorCost(name=f"n{i}", op_type="Conv", latency_before_s=i * 1e-4, latency_after_s=0.5e-4)
+        for i in range(1, 41)
+    ]
+    bars = charts.operator_bars(costs)
+    assert len(bars) == charts.BARS_SHOWN
+    assert bars[0].label == "Conv n40" and bars[0].before == charts.BAR_WIDTH
+    assert bars[1].before == pytest.approx(charts.BAR_WIDTH * 39 / 40, abs=0.01)
+
+
+def test_one_reading_and_equal_values_still_make_a_chart() -> None:
+    chart = charts.training([TrainingPoint(attempt=1, epoch=0.0, loss=0.0)])[0]
+    assert chart.lines[0].points == "0.0,110.0"
+    assert charts.training([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (wording.seconds(0.001234), "1.23 ms"),
+        (wording.seconds(2.5e-7), "0.25 µs"),
+        (wording.seconds(0), "0"),
+        (wording.count(999), "999"),
+        (wording.count(1_234_567), "1.23M"),
+        (wording.digits(123456.0), "123456"),
+        (wording.digits(0.00001234), "1.2e-05"),
+        (wording.score(2.514, "BPM"), "2.51 BPM"),
+        (wording.score(0.934, ""), "0.93"),
+        (wording.short("abcdefghijklmnop", 10), "abc...mnop"),
+    ],
+)
+def test_wording(made: str, text: str) -> None:
+    assert made == text
+
+
+def test_page_is_written_whole(sample: Report, tmp_path: Path) -> None:
+    write_html(sample, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_html(sample)
+    assert len(list(tmp_path.iterdir())) == 1
