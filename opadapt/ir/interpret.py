@@ -14,11 +14,13 @@ from opadapt.ir.spec import Array
 
 def run(program: Program, inputs: Sequence[Array], binding: Binding) -> Array:
     """Evaluate a program on float32 arrays (batch free). Raises ProgramError where an array does not fit."""
-    batch: set[int] = set()
+    if len(inputs) != len(program.inputs):
+        raise ProgramError("number of inputs", expected=str(len(program.inputs)), found=str(len(inputs)))
+    batch: int | None = None  # the first input that has one decides
     for number, (expected, array) in enumerate(zip(program.inputs, inputs, strict=True)):
-        if expected.batch_axis is not None and array.ndim == expected.rank:
-            batch.add(array.shape[expected.batch_axis])
-        if array.ndim != expected.rank or array.shape != expected.at_batch(max(batch, default=1)):
+        if batch is None and expected.batch_axis is not None and array.ndim == expected.rank:
+            batch = array.shape[expected.batch_axis]
+        if array.shape != expected.at_batch(batch or 1):
             raise ProgramError(f"input {number}", expected=str(expected), found=str(array.shape))
     values: list[Array] = [np.asarray(a, dtype=np.float32) for a in inputs]
     for step in program.body:

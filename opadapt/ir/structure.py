@@ -38,6 +38,8 @@ def _pad_type(types: Types, attrs: Attrs) -> TensorType:
 
 
 def _pad(arrays: Arrays, attrs: Attrs) -> Array:
+    if not attrs["pads"]:  # a scalar: np.pad takes none
+        return arrays[0]
     return np.pad(arrays[0], attrs["pads"], constant_values=np.float32(attrs["value"]))
 
 
