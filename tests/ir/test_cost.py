@@ -1,0 +1,49 @@
+"""Static costs against hand counts."""
+
+from __future__ import annotations
+
+from opadapt.ir.cost import count_bytes, count_macs, count_params
+from opadapt.ir.program import Builder, Program
+from opadapt.ir.types import TensorType
+
+
+def conv(channels: int = 16, out: int = 8, size: int = 10, bias: bool = True) -> Program:
+    b = Builder([TensorType(("N", channels, size, size))])
+    x = b.emit("pad", 0, pads=((0, 0), (0, 0), (1, 1), (1, 1)), value=0.0)
+    x = b.emit("window", x, axes=(2, 3), kernel=(3, 3), stride=(1, 1), dilation=(1, 1))
+    x = b.emit("contract", x, b.param("w", (out, channels, 3, 3)), einsum="nchwij,ocij->nohw")
+    if bias:
+        x = b.emit("add", x, b.emit("reshape", b.param("b", (out,)), shape=(1, out, 1, 1)))
+    return b.build(x)
+
+
+def test_macs_and_params_of_a_convolution() -> None:
+    assert count_macs(conv()) == 16 * 8 * 9 * 100
+    assert count_params(conv()) == 16 * 8 * 9 + 8
+
+
+def test_bytes_read_the_input_once_and_not_once_per_tap() -> None:
+    padded = 16 * 12 * 12
+    read = min(padded, 16 * 10 * 10)
+    assert count_bytes(conv(bias=False)) == 4 * (read + 8 * 100 + 16 * 8 * 9)
+
+
+def test_bytes_of_the_bias_add() -> None:
+    assert count_bytes(conv()) - count_bytes(conv(bias=False)) == 4 * (800 + 800 + 8)
+
+
+def test_dead_code_costs_nothing() -> None:
+    b = Builder([TensorType(("N", 4))])
+    kept = b.emit("relu", 0)
+    b.emit("contract", 0, b.param("w", (4, 4)), einsum="nk,km->nm")
+    program = b.build(kept)
+    assert (count_macs(program), count_params(program)) == (0, 0)
+    assert count_bytes(program) == 4 * 8
+
+
+def test_a_shared_parameter_counts_once() -> None:
+    b = Builder([TensorType(("N", 4))])
+    x = b.emit("contract", 0, b.param("w", (4, 4)), einsum="nk,km->nm")
+    x = b.emit("contract", x, b.param("w", (4, 4)), einsum="nk,km->nm")
+    assert count_params(b.build(x)) == 16
+    assert count_macs(b.build(x)) == 32
