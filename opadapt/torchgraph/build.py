@@ -23,11 +23,11 @@ def build(proto: onnx.ModelProto, trainable: Collection[str] | None = None) -> f
     """The model as a torch module, called with its inputs in graph order (those that are no initializers).
 
     It returns a tensor, or a tuple where the model has several outputs. Float32 initializers that operators
-    read as tensors are parameters (``trainable`` names a subset; the rest are buffers): ``parameter_names``
-    maps names, ``write_back`` returns the trained values. In ``train()`` BatchNormalization uses the batch's
-    statistics and updates the running ones, and Dropout drops; the module is handed over in ``eval()``.
-    Everything moves with ``.to(device)``. Dimensions that the model declares as numbers are taken as such;
-    symbolic ones stay free.
+    read as tensors are parameters, a single number in a formula excepted (``trainable`` names another choice;
+    the rest are constants): ``parameter_names`` maps names, ``write_back`` returns the trained values. In
+    ``train()`` BatchNormalization uses the batch's statistics and updates the running ones and Dropout drops;
+    the module is handed over in ``eval()``. Everything moves with ``.to(device)``. Dimensions that the model
+    declares as numbers are taken as such; symbolic ones stay free.
 
     Raises Refused("torch", ...) for an operator or a form of one that has no builder, ModelError for a name
     in ``trainable`` that cannot train.

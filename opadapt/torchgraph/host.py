@@ -119,6 +119,8 @@ def _cast(ctx: Context, op: Op, values: Inputs) -> Host | None:
         return None
     if host.known:
         return Host(host.array.astype(dtype), target) if dtype.kind in "fiub" else None
+    if not is_float(host.elem_type) and not is_float(target) and target != onnx.TensorProto.BOOL:
+        return Host(host.array, target)  # a size is a Python int whatever its width
     convert = float if is_float(target) else bool if target == onnx.TensorProto.BOOL else int
     return Host.of(_elementwise(ctx, convert, [host.array]), target)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -47,7 +47,7 @@ _NUMBER_SLOTS: dict[str, tuple[int, ...]] = {
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
-_STATISTICS_SLOTS = (3, 4)  # of BatchNormalization
+_STATISTICS_SLOTS = {"BatchNormalization": (3, 4)}
 
 
 def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -59,14 +59,22 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
+def _slots(graph: onnx.GraphProto, slots: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Tensors that stand in the given inputs of the given operators, and what they are an Identity of."""
+    same = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    found: set[str] = set()
+    for node in graph.node:
+        for i in slots.get(node.op_type, ()):
+            name = node.input[i] if i < len(node.input) else ""
+            while name:
+                found.add(name)
+                name = same.get(name, "")
+    return found
+
+
 def statistics_of(graph: onnx.GraphProto) -> set[str]:
     """Names of the running means and variances of the BatchNormalization nodes."""
-    return {
-        node.input[i]
-        for node in graph.node
-        if node.op_type == "BatchNormalization"
-        for i in _STATISTICS_SLOTS
-    }
+    return _slots(graph, _STATISTICS_SLOTS)
 
 
 def _numbers(graph: onnx.GraphProto) -> set[str]:
@@ -102,12 +110,7 @@ def trained_names(
                 found=", ".join(wrong),
             )
         return set(wanted)
-    weights = {
-        node.input[i]
-        for node in graph.node
-        for i in _WEIGHT_SLOTS.get(node.op_type, ())
-        if i < len(node.input)
-    }
+    weights = _slots(graph, _WEIGHT_SLOTS)
     return {name for name in floats if name in weights or np.prod(constants[name].dims) > 1}
 
 

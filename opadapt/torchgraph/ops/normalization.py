@@ -33,7 +33,9 @@ def _batch_norm(ctx: Context, op: Op) -> fx.Node:
         raise op.refuse("training_mode=1 and spatial=0")
     x, scale, shift, mean, var = (ctx.tensor(op, i) for i in range(5))
     eps = op.attrs.get("epsilon", 1e-5)
-    if mean.op != "get_attr" or var.op != "get_attr":  # statistics that are data cannot be updated
+    stored = [ctx.value(op, op.input(i)) for i in (3, 4)]
+    if not all(isinstance(s, fx.Node) and s.op == "get_attr" for s in stored):
+        # computed statistics have no initializer to be updated in
         return ctx.call(F.batch_norm, x, mean, var, scale, shift, False, 0.0, eps)
     module = BatchNorm(1.0 - op.attrs.get("momentum", 0.9), eps)
     return ctx.module(op, module, x, scale, shift, mean, var)
