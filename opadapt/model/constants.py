@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from opadapt.errors import ModelError
 from opadapt.ir.types import BATCH
 from opadapt.model import shapes, validate
-from opadapt.model.graph import NDArrayAny, reads
+from opadapt.model.graph import NDArrayAny, drop_dead, reads
 
 # Folding these would throw away what they are for: random values, and weights kept in 8 bits
 _RANDOM = {
@@ -227,24 +227,6 @@ def _drop_identities(proto: onnx.ModelProto) -> None:
                 earlier.output[:] = [rename.get(name, name) for name in earlier.output]
     del graph.node[:]
     graph.node.extend(kept)
-
-
-def drop_dead(proto: onnx.ModelProto) -> None:
-    """Nodes and initializers that no output needs, and value infos of tensors that are gone."""
-    graph = proto.graph
-    wanted = {o.name for o in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        if wanted & set(node.output):
-            kept.append(node)
-            wanted.update(reads(node))
-    initializers = [i for i in graph.initializer if i.name in wanted]
-    made = {name for node in kept for name in node.output}
-    infos = [v for v in graph.value_info if v.name in made]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(kept[::-1])
-    graph.initializer.extend(initializers)
-    graph.value_info.extend(infos)
 
 
 def _use_known_shapes(proto: onnx.ModelProto) -> bool:

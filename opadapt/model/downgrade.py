@@ -10,7 +10,7 @@ from onnx import defs, helper, inliner, numpy_helper
 
 from opadapt.errors import ModelError
 from opadapt.model.downgrade_rules import CHANGED, RULES, Context, Nodes, NoForm
-from opadapt.model.graph import reads
+from opadapt.model.graph import drop_dead
 
 
 def downgrade(proto: onnx.ModelProto, current: int, opset: int) -> onnx.ModelProto:
@@ -41,10 +41,7 @@ def downgrade(proto: onnx.ModelProto, current: int, opset: int) -> onnx.ModelPro
     result.graph.initializer.extend(context.added)
     del result.opset_import[:]
     result.opset_import.append(helper.make_opsetid("", opset))
-    used = {name for node in nodes for name in reads(node)} | {o.name for o in result.graph.output}
-    dead = [i for i in result.graph.initializer if i.name not in used]
-    for tensor in dead:
-        result.graph.initializer.remove(tensor)
+    drop_dead(result)
     return result
 
 
@@ -64,6 +61,10 @@ def _expand_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if not wanted:
         return proto
     typed = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    # the inliner asks for the type of every operand, and looks among the value infos alone
+    typed.graph.value_info.extend(
+        helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in typed.graph.initializer
+    )
     return inliner.inline_selected_functions(typed, sorted(wanted), inline_schema_functions=True)
 
 

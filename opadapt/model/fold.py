@@ -13,8 +13,7 @@ import onnx
 
 from opadapt.model import shapes
 from opadapt.model.affine import absorb, affine_of
-from opadapt.model.constants import drop_dead
-from opadapt.model.graph import Model
+from opadapt.model.graph import Model, drop_dead
 from opadapt.model.workbench import Bench, attributes, set_attribute
 
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Exp", "Abs", "Sqrt"})

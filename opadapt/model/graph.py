@@ -46,6 +46,24 @@ def _captured(node: onnx.NodeProto) -> Iterator[str]:
             yield from (name for name in wanted if name not in own)
 
 
+def drop_dead(proto: onnx.ModelProto) -> None:
+    """Nodes and initializers that no output needs, and value infos of tensors that are gone."""
+    graph = proto.graph
+    wanted = {o.name for o in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted.update(reads(node))
+    initializers = [i for i in graph.initializer if i.name in wanted]
+    made = {name for node in kept for name in node.output}
+    infos = [v for v in graph.value_info if v.name in made]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(kept[::-1])
+    graph.initializer.extend(initializers)
+    graph.value_info.extend(infos)
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A model at the working opset, shapes inferred, every node named. Immutable by convention.

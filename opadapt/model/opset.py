@@ -11,6 +11,7 @@ from onnx import inliner, version_converter
 
 from opadapt.errors import ModelError
 from opadapt.model.downgrade import downgrade
+from opadapt.model.workbench import set_attribute
 
 
 def default_opset(proto: onnx.ModelProto) -> int:
@@ -63,12 +64,20 @@ def to_opset(proto: onnx.ModelProto, opset: int, ir_version: int) -> onnx.ModelP
 
 def _upgrade(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     proto.ir_version = max(proto.ir_version, 4)  # from 4 on initializers need not be inputs
+    old_resize = default_opset(proto) < 11
     try:
-        return version_converter.convert_version(proto, opset)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        result = version_converter.convert_version(proto, opset)
+    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
         raise ModelError(
             f"the model does not convert from opset {default_opset(proto)} to {opset}",
             expected="operators that onnx.version_converter knows",
             found=str(error).splitlines()[0],
             do=f"export the model again at opset {opset}",
         ) from error
+    if old_resize:
+        for node in result.graph.node:
+            if node.op_type == "Resize":
+                # what Upsample and Resize computed before opset 11; the adapter leaves the new default
+                set_attribute(node, "coordinate_transformation_mode", "asymmetric")
+                set_attribute(node, "nearest_mode", "floor")
+    return result

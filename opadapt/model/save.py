@@ -14,8 +14,7 @@ from onnx import helper, numpy_helper
 from opadapt.errors import ModelError, RunError
 from opadapt.ir.types import BATCH
 from opadapt.model import shapes, validate
-from opadapt.model.constants import drop_dead
-from opadapt.model.graph import Model
+from opadapt.model.graph import Model, drop_dead
 from opadapt.model.load import OLDEST_OPSET
 from opadapt.model.normalise import RTOL
 from opadapt.model.opset import to_opset

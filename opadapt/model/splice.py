@@ -12,8 +12,7 @@ from opadapt.errors import ModelError, ProgramError
 from opadapt.ir.program import Binding, Program
 from opadapt.lower import Lowered, lower
 from opadapt.model import shapes, validate
-from opadapt.model.constants import drop_dead
-from opadapt.model.graph import Model
+from opadapt.model.graph import Model, drop_dead
 from opadapt.model.regions import Region
 
 

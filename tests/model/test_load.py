@@ -112,7 +112,9 @@ def test_custom_operator_inside_a_subgraph_is_named(build, write) -> None:
     inner = helper.make_node("Strange", ["x"], ["z"], "odd", domain="com.acme")
     branch = helper.make_graph([inner], "b", [], [helper.make_tensor_value_info("z", 1, None)])
     proto = build([("Relu", "x", "h")], {"x": (1, 4)}, ["y"], {"c": np.array(True)})
-    proto.graph.node.append(helper.make_node("If", ["c"], ["y"], "if", then_branch=branch, else_branch=branch))
+    proto.graph.node.append(
+        helper.make_node("If", ["c"], ["y"], "if", then_branch=branch, else_branch=branch)
+    )
     proto.opset_import.append(helper.make_opsetid("com.acme", 1))
     _refused(write(proto), "com.acme", "Strange")
 
@@ -129,7 +131,9 @@ def test_too_old_opset(build, write) -> None:
 
 
 def test_old_files_declare_initializers_as_inputs(build, write) -> None:
-    proto = build([("Gemm", "x w b", "y")], {"x": (1, 4), "w": (4, 3), "b": (3,)}, ["y"], opset=9, ir_version=3)
+    proto = build(
+        [("Gemm", "x w b", "y")], {"x": (1, 4), "w": (4, 3), "b": (3,)}, ["y"], opset=9, ir_version=3
+    )
     for name, shape in (("w", (4, 3)), ("b", (3,))):
         proto.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
     model = load(write(proto))
@@ -181,7 +185,9 @@ def test_external_data_beside_the_model(build, tmp_path: Path) -> None:
     assert all(t.data_location != onnx.TensorProto.EXTERNAL for t in model.proto.graph.initializer)
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "", "sub/../../secret.bin", "..\\secret.bin"])
+@pytest.mark.parametrize(
+    "location", ["../secret.bin", "/etc/passwd", "", "sub/../../secret.bin", "..\\secret.bin"]
+)
 def test_external_data_outside_the_folder_is_refused(build, tmp_path: Path, location: str) -> None:
     folder = tmp_path / "m"
     (folder / "sub").mkdir(parents=True)
