@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import onnx
 
-from opadapt.expand.context import Context, attributes, refuse
+from opadapt.expand.context import Context, attributes, refuse, shortest
 
 Handler = Callable[[Context, onnx.NodeProto], int]
 
@@ -65,7 +64,7 @@ def clip(ctx: Context, node: onnx.NodeProto) -> int:
         found = ctx.constant(node, index)
         if found is None or found.size != 1:
             raise refuse(node, f"the {name} bound is computed")
-        bounds.append(float(str(np.float32(found.ravel()[0]))))
+        bounds.append(shortest(found.ravel()[0]))
     low, high = bounds
     if math.isnan(low) or math.isnan(high) or low > high:
         raise refuse(node, f"bounds {low} and {high}")

@@ -10,6 +10,7 @@ import onnx
 from opadapt.errors import ProgramError, Refused
 from opadapt.expand.context import Constant, Context, refuse
 from opadapt.expand.table import HANDLERS
+from opadapt.ir.canonical import live_values
 from opadapt.ir.program import Builder, Instruction, Program
 from opadapt.ir.spec import Array
 from opadapt.ir.types import TensorType
@@ -75,10 +76,7 @@ def _expand_node(context: Context, node: onnx.NodeProto, types: Mapping[str, Ten
 
 def _live(program: Program) -> Program:
     """The program without instructions its output does not need."""
-    needed = {program.output}
-    for value in range(len(program.types) - 1, len(program.inputs) - 1, -1):
-        if value in needed:
-            needed.update(program[value].args)
+    needed = live_values(program)
     builder = Builder(program.inputs)
     numbers = dict(enumerate(range(len(program.inputs))))
     for position, step in enumerate(program.body):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from opadapt.expand.context import Context, attributes, axis_of, refuse
+from opadapt.expand.context import Context, attributes, axis_of, refuse, shortest
 from opadapt.ir.types import BATCH, Dim, TensorType, broadcast_shapes
 
 
@@ -153,7 +153,7 @@ def pad(ctx: Context, node: onnx.NodeProto) -> int:
         filling = ctx.constant(node, 2)
         if filling is None or filling.size != 1:
             raise refuse(node, "the padding value is computed")
-        value = float(str(np.float32(filling.ravel()[0])))
+        value = shortest(filling.ravel()[0]) + 0.0  # -0.0 is no other padding than 0.0
     pads = [(0, 0)] * ctx.rank(x)
     for i, axis_ in enumerate(axes):
         axis = axis_of(node, axis_, ctx.rank(x))

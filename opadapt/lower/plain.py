@@ -35,14 +35,16 @@ def _const(view: View, value: int) -> Match:
 def _pad(view: View, value: int) -> Match:
     (arg,), attrs = view.args(value), view.program[value].attr
     pads = [low for low, _ in attrs["pads"]] + [high for _, high in attrs["pads"]]
+    value_ = attrs["value"] if attrs["value"] != 0.0 else _UNFUSED_ZERO
+    return Match(
+        (arg,),
+        lambda out, name: out.node("Pad", [out.names[arg], out.ints(pads), out.number(value_)], name),
+    )
 
-    def emit(out: Emitter, name: str) -> None:
-        inputs = [out.names[arg], out.ints(pads)]
-        if attrs["value"] != 0.0:
-            inputs.append(out.number(attrs["value"]))
-        out.node("Pad", inputs, name)
 
-    return Match((arg,), emit)
+# ONNX Runtime 1.31 fuses padding by zeros into a pool after it: into MaxPool, where it then pads with -inf, and
+# beyond the kernel's size, which its pools refuse. It looks for zero bits; those of -0.0 are not.
+_UNFUSED_ZERO = -0.0
 
 
 def _window(view: View, value: int) -> Match:
@@ -101,7 +103,7 @@ def _shift(view: View, value: int) -> Match:
     def emit(out: Emitter, name: str) -> None:
         start, stop = max(0, -offset), size - max(0, offset)
         kept = out.node("Slice", [out.names[arg], out.ints([start]), out.ints([stop]), out.ints([axis])])
-        out.node("Pad", [kept, out.ints(lows + highs)], name)
+        out.node("Pad", [kept, out.ints(lows + highs), out.number(_UNFUSED_ZERO)], name)
 
     return Match((arg,), emit)
 

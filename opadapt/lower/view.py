@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
+from opadapt.ir.canonical import live_values
 from opadapt.ir.program import Instruction, Program
 from opadapt.ir.types import TensorType
 
@@ -37,14 +38,7 @@ class View:
     @cached_property
     def live(self) -> frozenset[int]:
         """Values the output depends on, the output included."""
-        found, pending = set[int](), [self.program.output]
-        while pending:
-            value = pending.pop()
-            if value not in found:
-                found.add(value)
-                step = self.step(value)
-                pending.extend(step.args if step is not None else ())
-        return frozenset(found)
+        return live_values(self.program)
 
     @cached_property
     def readers(self) -> Counter[int]:
