@@ -30,6 +30,7 @@ def normalise(
     changes nothing, nodes get stable unique names, every tensor is typed, and the outputs are compared with
     those of the original in ONNX Runtime on random inputs. Raises ModelError with the reason.
     """
+    proto = _without_double_names(proto)
     work = inline(proto)
     work = _without_constant_inputs(work)
     sort_nodes(work)
@@ -41,6 +42,17 @@ def normalise(
     validate.check(work)
     _compare(proto, work, pinned)
     return Model(work, Source(source.path, source.opset, source.ir_version, proto, pinned))
+
+
+def _without_double_names(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """ONNX Runtime refuses two nodes of one name, so the original could not be compared with."""
+    named = [n.name for n in proto.graph.node if n.name]
+    if len(named) == len(set(named)):
+        return proto
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    name_nodes(result)
+    return result
 
 
 def _without_constant_inputs(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -153,12 +153,22 @@ def test_what_programs_lower_to_exports_to_every_opset(build, form: str, opset: 
     ("rows", "constants", "opset", "words"),
     [
         ([("Einsum", "x x", "y", {"equation": "nchw,nchw->nc"})], {}, 11, ("Einsum", "opset 12")),
-        ([("Slice", "x s e a k", "y")], {"s": np.array([0]), "e": np.array([6]), "a": np.array([3]), "k": np.array([2])}, 9, ("Slice", "opset 10")),
-        ([("Resize", "x _ s", "y", {"mode": "linear"})], {"s": np.array([1, 1, 2, 2], np.float32)}, 10, ("Resize", "opset 11")),
+        (
+            [("Slice", "x s e a k", "y")],
+            {"s": np.array([0]), "e": np.array([6]), "a": np.array([3]), "k": np.array([2])},
+            9,
+            ("Slice", "opset 10"),
+        ),
+        (
+            [("Resize", "x _ s", "y", {"mode": "linear"})],
+            {"s": np.array([1, 1, 2, 2], np.float32)},
+            10,
+            ("Resize", "opset 11"),
+        ),
         ([("Relu", "x", "y")], {}, 8, ("opset 8",)),
         ([("Relu", "x", "y")], {}, 99, ("opset 99",)),
     ],
-)  # fmt: skip
+)
 def test_no_form_is_refused_with_the_operator_and_the_way_out(build, rows, constants, opset, words) -> None:
     with pytest.raises(ModelError) as caught:
         exported(_working(build, rows, constants), opset)
