@@ -44,6 +44,7 @@ _PATHS: dict[Location, str] = {
     ("data", "path"): "path or entry point",
     ("data", "x"): "path",
     ("data", "y"): "path",
+    ("metric", "name"): "name or entry point",
     ("device",): "name or .yaml",
     ("search", "space"): "name or .yaml",
 }
@@ -159,6 +160,10 @@ class Experiment(BaseModel):
         default_factory=lambda: Tolerance(points=1.0), description="how much worse the adapted model may be"
     )
     timing: Timing = Field(default_factory=Timing, description="how latency is measured")
+    quick_timing: Timing = Field(
+        default_factory=lambda: Timing(blocks=6, min_block_s=0.02, warmup_s=0.05),
+        description="how candidates are timed during the search; what is chosen is timed again with timing",
+    )
     rank: RankConfig = Field(default_factory=RankConfig, description="which operators count as worst")
     search: SearchConfig = Field(default_factory=SearchConfig, description="how programs are searched")
     distil: DistilConfig = Field(default_factory=DistilConfig, description="training of one region alone")
@@ -204,15 +209,17 @@ def _absolute(value: Any, kind: str, folder: Path) -> Any:
         return value
     if kind == "name or .yaml" and not value.endswith((".yaml", ".yml")):
         return value
-    if kind == "path or entry point" and is_entry_point(value) and not (folder / value).exists():
+    if kind.endswith("entry point") and is_entry_point(value) and not (folder / value).exists():
         place, _, function = value.rpartition(":")
         return f"{folder / place}:{function}" if place.endswith(".py") else value
+    if kind == "name or entry point":
+        return value
     return str(folder / Path(value).expanduser())
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema of an experiment file, for editors."""
-    return {"$schema": _SCHEMA, "title": "opadapt experiment", **Experiment.model_json_schema()}
+    return {"$schema": _SCHEMA, **Experiment.model_json_schema(), "title": "opadapt experiment"}
 
 
 def dump(experiment: Experiment) -> str:

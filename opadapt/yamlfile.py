@@ -151,9 +151,8 @@ class _Walk:
             key = str(key_node.value)
             inner = (*location, key)
             if key in result:
-                raise _error(
-                    self.name, key_node, f"key '{key}' occurs twice", f"once (at {self.keys[inner]})", "two"
-                )
+                message = f"key '{key}' occurs twice"
+                raise _error(self.name, key_node, message, "once", f"another at {self.keys[inner]}")
             self.keys[inner] = _place(self.name, key_node)
             result[key] = self.value(child, inner)
         return result

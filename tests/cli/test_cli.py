@@ -1,0 +1,237 @@
+"""The command line: every refusal is one message on stderr and exit code 2; interruption says how to go on."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from opadapt import __version__
+from opadapt.cli import app
+from opadapt.errors import DeviceError
+from opadapt.report.data import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "tests" / "report" / "sample_report.json"
+
+
+def call(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(*arguments: str | Path) -> str:
+    """stderr of a call that must be refused without a traceback and without output."""
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of two nodes in the working directory; a name in it looks like markup."""
+    weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["t"], name="[red]conv[/blue]", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["t"], ["y"], name="<script>"),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [value("y", TensorProto.FLOAT, ["batch", 4, 8, 8])],
+        [weight],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+@pytest.fixture
+def story(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
+    """Puts a function in the place of ``adapt``."""
+
+    def put(function: Callable[..., Any]) -> None:
+        module = ModuleType("opadapt.adapt")
+        module.adapt = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "opadapt.adapt", module)
+
+    return put
+
+
+def test_help_and_version_are_quick_and_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from opadapt.cli import app;"
+        "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0;"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'scipy', 'numpy'} & set(sys.modules)))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
+    assert call("--version").stdout == f"opadapt {__version__}\n"
+    assert "Usage" in call().output
+
+
+def test_run_makes_the_folder_and_shows_the_report(model: Path, story: Any) -> None:
+    seen = []
+
+    def adapt(experiment: Any, folder: Path, progress: Any) -> Any:
+        seen.append((experiment, folder))
+        progress.stage("profile", 2)
+        progress.note("kept [/x]")
+        return read_json(SAMPLE)
+
+    story(adapt)
+    result = call("run", model, "--device", "null", "--target", "2x", "--name", "one", "--shape", "x=Nx3x8x8")
+    assert result.exit_code == 0, result.output
+    experiment, folder = seen[0]
+    assert folder == model.parent / "runs" / "one"
+    assert (folder / "experiment.yaml").is_file() and (folder / "report.html").is_file()
+    assert experiment.shapes == {"x": ("N", 3, 8, 8)} and str(experiment.target) == "2x"
+    assert "2.13x as fast" in result.stdout
+    assert "profile (2 steps)" in result.stderr and "kept [/x]" in result.stderr
+
+    again = call("resume", "runs/one")
+    assert again.exit_code == 0 and seen[1] == seen[0]
+
+
+def test_interrupted_run_says_how_to_go_on(model: Path, story: Any) -> None:
+    def adapt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    story(adapt)
+    result = call("run", model, "--device", "null", "--name", "one")
+    assert result.exit_code == 130
+    assert f"interrupted; go on with: opadapt resume {model.parent / 'runs' / 'one'}" in result.stderr
+
+
+def test_refused_run_tells_the_reason_and_its_folder(model: Path, story: Any) -> None:
+    def adapt(*_: Any) -> Any:
+        raise DeviceError("board is gone", expected="an answer", found="silence \x1b[31m", do="plug it in")
+
+    story(adapt)
+    message = refused("run", model, "--device", "null", "--name", "one")
+    assert (
+        "error: board is gone\n  expected: an answer\n  found: silence \\x1b[31m\n  do: plug it in" in message
+    )
+    assert "opadapt resume" in message
+
+
+def test_a_bug_shows_its_traceback(model: Path, story: Any) -> None:
+    def adapt(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    story(adapt)
+    result = call("run", model, "--device", "null")
+    assert result.exit_code == 1 and isinstance(result.exception, ZeroDivisionError)
+
+
+MISTAKES = [
+    (["run", "absent.onnx"], ["absent.onnx"]),
+    (["run", "net.onnx", "--data", "absent.npz"], ["no data at", "absent.npz"]),
+    (["run", "net.onnx", "--device", "toaster"], ["no device 'toaster'", "local"]),
+    (["run", "net.onnx", "--shape", "8x8"], ["--shape", "INPUT=SIZES", "found: 8x8"]),
+    (["run", "net.onnx", "--shape", "x=8x"], ["--shape", "1x3x32x32", "8x"]),
+    (["run", "net.onnx", "--shape", "[/x]"], ["found: [/x]"]),
+    (["run", "net.onnx", "--shape", "z=1x3x8x8"], ["'z'", "x"]),
+    (["run", "net.onnx", "--target", "fast"], ["--target", "2.5x", "fast"]),
+    (["run", "net.onnx", "--tolerance", "-1"], ["--tolerance", "tolerance.points", "-1"]),
+    (["run", "net.onnx", "--seed", "-1"], ["--seed"]),
+    (["run", "net.onnx", "--seed", "x"], ["--seed", "integer"]),
+    (["run", "net.onnx", "--minutes", "0"], ["--minutes", "budget_minutes"]),
+    (["run", "net.onnx", "--opset", "3"], ["--opset"]),
+    (["run", "net.onnx", "--name", "a/b"], ["--name"]),
+    (["run", "net.onnx", "--colour"], ["--colour"]),
+    (["run"], ["no model", "--config"]),
+    (["run", "-c", "absent.yaml"], ["absent.yaml", "cannot be read"]),
+    (["run", "-c", "wrong.yaml"], ["wrong.yaml:2:1: unknown key 'tolerence'", "did you mean 'tolerance'?"]),
+    (["config", "show", "-c", "wrong.yaml"], ["wrong.yaml:2:1"]),
+    (["run", "cut.onnx"], ["cut.onnx"]),
+    (["profile", "cut.onnx"], ["cut.onnx"]),
+    (["profile", "absent.onnx"], ["absent.onnx"]),
+    (["profile", "net.onnx", "--device", "null", "--top", "0"], ["--top"]),
+    (["profile", "net.onnx", "--device", "null", "--shape", "x=a"], ["--shape"]),
+    (["resume", "absent"], ["absent is no run folder", "experiment.yaml"]),
+    (["report", "absent"], ["report.json", "the report of a finished run"]),
+    (["nonsense"], ["nonsense"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_mistakes(model: Path, arguments: list[str], parts: list[str]) -> None:
+    (model.parent / "cut.onnx").write_bytes(model.read_bytes()[:-40])
+    (model.parent / "wrong.yaml").write_text("model: net.onnx\ntolerence: {points: 1}\n")
+    message = refused(*arguments)
+    for part in parts:
+        assert part in message
+    assert not (model.parent / "runs").exists()
+
+
+def test_an_unwritable_json_is_refused(model: Path) -> None:
+    result = call("profile", model, "--device", "null", "--json", "absent/p.json")
+    assert result.exit_code == 2 and "cannot write absent/p.json" in result.stderr
+
+
+def test_profile_prints_the_table_and_writes_json(model: Path) -> None:
+    result = call("profile", model, "--device", "null", "--json", "p.json")
+    assert result.exit_code == 0, result.output
+    assert "[red]conv[/blue]" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    values = json.loads(Path("p.json").read_text())
+    assert [n["op_type"] for n in values["nodes"]] == ["Conv", "Relu"]
+    assert values["nodes"][0]["parameters"] == 108 and values["nodes"][0]["macs"] == 108 * 64
+    assert sum(n["latency_s"] for n in values["nodes"]) == pytest.approx(
+        values["covered"] * values["latency_s"]["value"]
+    )
+
+
+def test_profile_prints_as_many_as_asked_for(model: Path) -> None:
+    assert "worst 1 of 2 nodes" in call("profile", model, "--device", "null", "--top", "1").stdout
+
+
+def test_report_is_rendered_again(tmp_path: Path) -> None:
+    shutil.copy(SAMPLE, tmp_path / "report.json")
+    result = call("report", tmp_path)
+    assert result.exit_code == 0
+    assert "2.13x as fast" in result.stdout
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_flags_replace_what_they_exclude(model: Path) -> None:
+    Path("a.yaml").write_text("model: m\ndata: {x: a.npy, y: b.npy}\ntolerance: {relative_percent: 2}\n")
+    shown = call("config", "show", "-c", "a.yaml", "--data", "d.npz", "--tolerance", "0.5", "net.onnx")
+    assert shown.exit_code == 0, shown.output
+    Path("b.yaml").write_text(shown.stdout)
+    assert call("config", "show", "-c", "b.yaml").stdout == shown.stdout
+    for line in (f"model: {model}", f"  path: {model.parent}/d.npz", "  x: null", "  points: 0.5"):
+        assert line in shown.stdout.splitlines()
+    assert "  relative_percent: null" in shown.stdout
+
+
+def test_schema_is_json() -> None:
+    assert json.loads(call("config", "schema").stdout)["title"] == "opadapt experiment"
+
+
+def test_the_script_prints_refusals_without_traceback(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("opadapt")
+    done = subprocess.run(
+        [script, "report", tmp_path / "[bold]x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.startswith("error: cannot read") and "[bold]x" in done.stderr
