@@ -70,7 +70,9 @@ def _fastest(
     faster."""
     if not candidates or any(n not in model.nodes for m in ranked.group.members for n in m.region.nodes):
         return None
-    latency = GroupLatency(context, model, ranked.group, profile.wall.value, ranked.member_s)
+    latency = GroupLatency(
+        context, model, ranked.group, profile.wall.value, ranked.member_s, context.experiment.timing
+    )
     timed = [
         (value, candidate)
         for value, candidate in zip(latency(candidates), candidates, strict=True)

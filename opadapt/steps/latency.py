@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from opadapt.errors import DeviceError, OpadaptError, Refused
 from opadapt.journal import content_key
-from opadapt.measure.timing import ratio
+from opadapt.measure.timing import Timing, ratio
 from opadapt.model.graph import Model
 from opadapt.model.regions import Group
 from opadapt.model.save import at_batch
@@ -38,12 +38,14 @@ def spliced(model: Model, group: Group, candidate: Candidate) -> Model:
 class GroupLatency:
     """Measures candidates of one group on the device, through the journal."""
 
-    def __init__(self, context: Context, model: Model, group: Group, wall_s: float, member_s: float) -> None:
-        self.context, self.model, self.group = context, model, group
+    def __init__(
+        self, context: Context, model: Model, group: Group, wall_s: float, member_s: float, timing: Timing
+    ) -> None:
+        self.context, self.model, self.group, self.timing = context, model, group, timing
         self.wall_s, self.member_s = wall_s, member_s
         self.base = at_batch(model, 1).SerializeToString()
         self.scope = content_key(
-            context.experiment.timing.model_dump(),
+            timing.model_dump(),
             hashlib.sha256(self.base).hexdigest(),
             [m.region.name for m in group.members],
         )
@@ -79,7 +81,7 @@ class GroupLatency:
         if not timed:
             return
         try:
-            times = self.context.device.time(models, self.context.experiment.timing)
+            times = self.context.device.time(models, self.timing)
         except DeviceError as error:
             if len(timed) > 1:  # one of them broke the measuring process: find out which
                 for candidate in timed:
