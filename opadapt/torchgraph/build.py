@@ -57,10 +57,10 @@ def build(proto: onnx.ModelProto, trainable: Collection[str] | None = None) -> f
         _record(ctx, op, BUILDERS[op.type](ctx, op) if folded is None else folded)
     results = [_output(ctx, info.name) for info in proto.graph.output]
     ctx.graph.output(results[0] if len(results) == 1 else tuple(results))
-    whole = fx.GraphModule(ctx.root, ctx.graph)
-    whole.graph.eliminate_dead_code()
-    module = fx.GraphModule(whole, whole.graph, "OnnxModule")  # takes over only what the graph still reads
-    module.graph.lint()
+    for node in reversed(ctx.graph.nodes):  # every node is pure, so what nothing reads can go
+        if not node.users and node.op not in ("placeholder", "output"):
+            ctx.graph.erase_node(node)
+    module = fx.GraphModule(ctx.root, ctx.graph, "OnnxModule")
     for key, names in meta.items():  # what no output depends on is not in the module
         module.meta[key] = {
             name: attribute for name, attribute in names.items() if hasattr(module, attribute)

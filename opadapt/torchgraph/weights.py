@@ -32,7 +32,6 @@ _WEIGHT_SLOTS = {
 }
 # Inputs that are read as numbers, not as tensors: what leads to them is shape arithmetic.
 _NUMBER_SLOTS: dict[str, tuple[int, ...]] = {
-    "Clip": (1, 2),
     "ConstantOfShape": (0,),
     "Dropout": (1, 2),
     "Expand": (1,),

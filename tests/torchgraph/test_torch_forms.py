@@ -44,13 +44,13 @@ def _one(op: str, opset: int, more: dict[str, np.ndarray] | None = None, **attrs
 
 W = {"w": _floats(4, 4, 3, 3)}
 FORMS: dict[str, Form] = {
-    "clip-6": _one("Clip", 6, min=-0.5, max=0.25),
+    "clip-7": _one("Clip", 7, min=-0.5, max=0.25),
     "clip-11-low": _one("Clip", 11, {"low": np.array(-0.5, np.float32)}),
-    "pad-2": _one("Pad", 2, pads=[0, 0, 1, 2, 0, 0, 0, 1], value=1.5),
-    "pad-2-edge": _one("Pad", 2, mode="edge", pads=[0, 0, 1, 2, 0, 0, 3, 1]),
+    "pad-7": _one("Pad", 7, pads=[0, 0, 1, 2, 0, 0, 0, 1], value=1.5),
+    "pad-7-edge": _one("Pad", 7, mode="edge", pads=[0, 0, 1, 2, 0, 0, 3, 1]),
     "pad-11-crop": _one("Pad", 11, {"p": _int(0, 0, -1, 2, 0, 0, 0, -3)}),
     "pad-11-reflect-crop": _one("Pad", 11, {"p": _int(0, 0, -1, 2, 0, 1, 0, 1)}, mode="reflect"),
-    "slice-1": _one("Slice", 1, starts=[1, -3], ends=[100, -1], axes=[1, 3]),
+    "slice-7": _one("Slice", 7, starts=[1, -3], ends=[100, -1], axes=[1, 3]),
     "slice-10-back": _one("Slice", 10, {"s": _int(-1), "e": _int(-(2**40)), "a": _int(-1), "t": _int(-3)}),
     "split-11": Form(
         [

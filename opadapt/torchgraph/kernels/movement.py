@@ -17,7 +17,9 @@ def flatten(x: Tensor, axis: int) -> Tensor:
 
 def expand(x: Tensor, shape: Sequence[int]) -> Tensor:
     """ONNX Expand: both sides broadcast."""
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(shape)))  # type: ignore[no-untyped-call]
+    target = [1] * (x.dim() - len(shape)) + list(shape)
+    own = [1] * (len(target) - x.dim()) + list(x.shape)
+    return x.expand([have if want == 1 else want for have, want in zip(own, target, strict=True)])
 
 
 def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
