@@ -52,10 +52,11 @@ class AgentDevice:
         self._transport.close()
 
     def hello(self) -> Mapping[str, Any]:
-        with self._one_at_a_time:
-            if self._hello is None:
-                self._hello = self._started()
-            return self._hello
+        known = self._hello
+        if known is None:
+            with self._one_at_a_time:
+                known = self._hello = self._hello or self._started()
+        return known
 
     def _started(self) -> dict[str, Any]:
         self._transport.start()
