@@ -10,11 +10,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper
 
 from opadapt.errors import ModelError, OpadaptError
+from opadapt.model import validate
 from opadapt.model.graph import Model, Source
 from opadapt.model.normalise import normalise
 from opadapt.model.opset import default_opset
 
 OLDEST_OPSET = 9
+_LARGEST_BYTES = (1 << 31) - 1  # what protobuf serializes
 _DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 _EXPECTED = "an ONNX model file"
 _EXPORT_AGAIN = "export the model to ONNX again, or copy the file again if it was transferred"
@@ -48,6 +50,13 @@ def read(path: str | Path) -> onnx.ModelProto:
     path = Path(path)
     proto = _parse(path)
     _load_external(proto, path)
+    if proto.ByteSize() > _LARGEST_BYTES:
+        raise ModelError(
+            f"{path} is too large",
+            expected=f"less than {_LARGEST_BYTES} bytes, weights included",
+            found=f"{proto.ByteSize()} bytes",
+            do="adapt a smaller model: onnx.checker and ONNX Runtime take no larger one from memory",
+        )
     _check_domains(proto)
     opset = default_opset(proto)
     if opset < OLDEST_OPSET:
@@ -83,8 +92,12 @@ def _parse(path: Path) -> onnx.ModelProto:
         proto.ParseFromString(raw)
     except DecodeError:
         raise refuse("is not ONNX, or is cut off", f"{len(raw)} bytes that do not parse") from None
-    if not proto.graph.node or not proto.opset_import or not proto.graph.output:
-        raise refuse("holds no model", "no operators, opset or outputs")
+    graph = proto.graph
+    if not (graph.node and proto.opset_import and graph.output and validate.graph_inputs(proto)):
+        raise refuse("holds no model", "no operators, opset, inputs or outputs")
+    names = [n for node in graph.node for n in (node.name, node.op_type, *node.input, *node.output)]
+    if not all(isinstance(name, str) for name in names):  # protobuf gives bytes where text does not decode
+        raise refuse("is damaged", "names that are no UTF-8 text")
     for tensor in _tensors(proto):
         _check_size(tensor, path)
     return proto

@@ -203,3 +203,18 @@ def test_a_conversion_that_changes_the_outputs_is_refused(build, monkeypatch: py
     monkeypatch.setattr(module, "to_opset", wrong)
     with pytest.raises(ModelError, match="does not compute"):
         _normalise(build([("Abs", "x", "y")], {"x": ("N", 4)}, ["y"], opset=20, ir_version=9))
+
+
+def test_resize_to_sizes_computed_with_the_batch_gets_scales(build) -> None:
+    rows = [
+        ("Shape", "x", "s"),
+        ("Slice", "s zero two", "nc"),
+        ("Concat", "nc hw", "sizes", {"axis": 0}),
+        ("Resize", "x _ _ sizes", "y", {"mode": "linear"}),
+    ]
+    constants = {"zero": np.array([0]), "two": np.array([2]), "hw": np.array([9, 14])}
+    proto = build(rows, {"x": ("N", 3, 6, 7)}, ["y"], constants)
+    model = _normalise(proto)
+    assert _operators(model) == ["Resize"]
+    assert str(model.types["y"]) == "f32[N,3,9,14]"
+    assert validate.compare_outputs(proto, model.proto, batch=2) < 1e-6

@@ -274,3 +274,43 @@ def test_wrong_replacements_are_refused(build) -> None:
         splice(model, {conv: (wrong.program, wrong.binding)})
     with pytest.raises(ProgramError):
         splice(model, {conv: (program["conv_0"].program, {})})
+
+
+def test_an_attention_block_is_found_from_its_one_input(build) -> None:
+    heads, width, length = 2, 8, 5
+    rows = []
+    for name in "qkv":
+        perm = [0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]
+        rows += [
+            ("MatMul", f"x w{name}", f"{name}0"),
+            ("Add", f"{name}0 b{name}", f"{name}1"),
+            ("Reshape", f"{name}1 split", f"{name}2"),
+            ("Transpose", f"{name}2", f"{name}3", {"perm": perm}),
+        ]
+    rows += [
+        ("MatMul", "q3 k3", "s0"),
+        ("Mul", "s0 scale", "s1"),
+        ("Softmax", "s1", "s2", {"axis": -1}),
+        ("MatMul", "s2 v3", "a0"),
+        ("Transpose", "a0", "a1", {"perm": [0, 2, 1, 3]}),
+        ("Reshape", "a1 merge", "a2"),
+        ("MatMul", "a2 wo", "a3"),
+        ("Add", "a3 x", "y"),
+    ]
+    constants = {f"w{n}": _w(width, width) for n in "qkvo"} | {f"b{n}": _w(width) for n in "qkv"}
+    constants |= {
+        "split": np.array([0, length, heads, width // heads]),
+        "merge": np.array([0, length, width]),
+        "scale": np.float32(0.5),
+    }
+    model = _small(build, rows, constants, ("N", length, width))
+    names, found = list(model.nodes), regions(model)
+    assert unsupported(model) == {}
+    whole = _block(found, *names)
+    assert whole is not None
+    assert whole.inputs == ("x",)
+    assert _block(found, *names[:16]) is not None  # up to softmax(q k) v
+    assert _block(found, *names[:-1]) is not None  # the branch without the add
+    expanded = expand_region(model, whole)
+    spliced = splice(model, {whole: (expanded.program, expanded.binding)})
+    assert validate.compare_outputs(model.proto, spliced.proto, batch=2) < 1e-5
