@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from opadapt.report.printable import printable
+from opadapt.report.printable import printable, short
 
 Clock = Callable[[], float]  # seconds, monotonic
 
@@ -125,10 +125,13 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         self._clock = clock
         self._stage: _Stage | None = None
         self._task: TaskID | None = None
+        # what the columns of fixed width leave is shared by the name and the detail
+        spare = max(30, console.width - 46)
+        self._name_length, self._detail_length = spare * 2 // 3, spare // 3
         self._bars = Bars(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.fields[name]}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
@@ -153,7 +156,7 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         self._task = self._bars.add_task(
             "",
             total=total,
-            name=escape(printable(name)),
+            name=self._fitted(name, self._name_length),
             count=f"0/{total}" if total else "",
             left="",
             detail="",
@@ -170,11 +173,15 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
             completed=done,
             count=f"{done}/{stage.total}" if stage.total else str(done),
             left="" if left_s is None else f"{duration(left_s)} left",
-            detail=escape(printable(detail)),
+            detail=self._fitted(detail, self._detail_length),
         )
 
     def note(self, text: str) -> None:
         self._bars.console.print(printable(text), markup=False, highlight=False)
+
+    @staticmethod
+    def _fitted(text: str, length: int) -> str:
+        return escape(short(printable(text), length))
 
     def _finish(self) -> None:
         if self._stage is not None and self._task is not None:

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from opadapt.measure.timing import Estimate
 from opadapt.report.data import AccuracyFacts, Report, Scores
+from opadapt.report.printable import short
+
+__all__ = [
+    "count",
+    "difference",
+    "digits",
+    "headline",
+    "latency",
+    "percent",
+    "score",
+    "seconds",
+    "short",
+    "speedup",
+]
 
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -25,14 +39,6 @@ def seconds(value: float) -> str:
         return "0"
     size, unit = next(((s, u) for s, u in _TIMES if abs(value) >= s), _TIMES[-1])
     return f"{digits(value / size)} {unit}"
-
-
-def short(name: str, length: int = 60) -> str:
-    """A long name without its middle: both ends of a node's name tell something."""
-    if len(name) <= length:
-        return name
-    tail = (length - 3) * 2 // 3
-    return name[: length - 3 - tail] + "..." + name[-tail:]
 
 
 def count(value: int) -> str:

@@ -92,3 +92,16 @@ def test_live_display_leaves_an_unfinished_stage_unfinished_when_interrupted() -
     assert isinstance(console.file, io.StringIO)
     last = console.file.getvalue().rsplit("train", 1)[1]
     assert "2/4" in last and "[bold]timed" in last
+
+
+def test_live_display_fits_80_columns_whatever_the_names() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with pytest.raises(KeyboardInterrupt), LiveProgress(console) as progress:
+        progress.stage("generation 0 of " + "/layer1/layer1.0/conv1/Conv" * 4, 1000)
+        progress.advance(1)
+        progress.advance(857, "timed " * 20)
+        raise KeyboardInterrupt
+    assert isinstance(console.file, io.StringIO)
+    row = next(line for line in reversed(console.file.getvalue().splitlines()) if "857" in line)
+    assert "857/1000" in row and "0:00:00" in row and "left" in row
+    assert len(row.rsplit("\r", 1)[-1].replace("\x1b[2K", "")) <= 80
