@@ -98,10 +98,12 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def _check_line(line: Line) -> None:
-    where = f"line {line.line}: {line.op}"
+    where = f"line {line.line}: {line.op if isinstance(line.op, str) else show(line.op)}"
+    if line.optional and not line.args:
+        raise ProgramError(f"{where}: without an operand it cannot be optional")
     if isinstance(line.op, Meta) or line.op == CHAIN:
-        if line.attrs or len(line.args) != 1:
-            raise ProgramError(f"{where}: takes one operand and no attributes")
+        if line.attrs or len(line.args) != 1 or line.optional:
+            raise ProgramError(f"{where}: takes one operand, no attributes, and is not optional")
         return
     spec = TABLE.get(line.op)
     if spec is None:
@@ -126,6 +128,8 @@ def parse_expression(text: str) -> Expr:
 def parse_condition(text: str) -> Condition:
     """Parse a condition. Raises ProgramError with the line and column of what is wrong."""
     condition: Condition = _Build().transform(parse_text(_parser(), text, "condition"))
+    if not condition.op:
+        raise ProgramError("no condition", expected="a comparison or a property", found=text)
     if condition.op not in COMPARISONS | PROPERTIES:
         raise ProgramError("no such property", expected=", ".join(sorted(PROPERTIES)), found=condition.op)
     return condition
@@ -173,7 +177,7 @@ class _Build(Transformer[Token, Any]):
         value = parts[0]
         if isinstance(value, Call) and not value.named:
             return Condition(value.name, value.args)
-        raise ProgramError("no condition", expected="a comparison or a property", found=show(value))
+        return Condition("", (value,))
 
     def binary(self, parts: list[Any]) -> Binary:
         return Binary(str(parts[1]), parts[0], parts[2])

@@ -21,6 +21,7 @@ from opadapt.search.expression import (
     compare,
     evaluate,
     leaves,
+    show,
 )
 from opadapt.search.initial import FUNCTIONS
 from opadapt.search.matching import Match, find
@@ -207,10 +208,15 @@ def _initial(
     for targets, call in rule.init.items():
         if not set(targets) <= set(names):
             continue
-        value = _call(call, metas, arrays, rng)
-        parts = value if isinstance(value, tuple) else (value,)
-        for target, part in zip(targets, parts, strict=True):
-            result[names[target]] = np.ascontiguousarray(part, dtype=np.float32)
+        try:
+            value = _call(call, metas, arrays, rng)
+            parts = value if isinstance(value, tuple) else (value,)
+            for target, part in zip(targets, parts, strict=True):
+                result[names[target]] = np.ascontiguousarray(part, dtype=np.float32)
+        except (ValueError, IndexError, np.linalg.LinAlgError) as error:
+            raise ProgramError(
+                f"rule {rule.name}: init of {', '.join(targets)}: {error}", found=show(call)
+            ) from error
     return result
 
 

@@ -169,12 +169,15 @@ def _expression(value: int | str) -> Expr:
 
 
 def _error(document: Document, where: Location, error: ProgramError, what: str = "") -> ConfigError:
-    return ConfigError(
-        f"{document.place(where)}: {what}{error.message}",
-        expected=error.expected,
-        found=error.found,
-        do=error.do,
-    )
+    """The error with its place in the file; a line inside a block of text becomes a line of the file."""
+    place, message = document.place(where), error.message
+    inside = re.match(r"line (\d+)(?:, column \d+)?: ", message)
+    if inside is not None:
+        message = message[inside.end() :]
+        if "\n" in str(document.value(where)):  # a block, whose text starts on the line after its key
+            name, line, _ = place.rsplit(":", 2)
+            place = f"{name}:{int(line) + int(inside[1])}"
+    return ConfigError(f"{place}: {what}{message}", expected=error.expected, found=error.found, do=error.do)
 
 
 __all__ = ["Rule", "Space", "load_space"]
