@@ -1,0 +1,97 @@
+"""Ask and tell: order enforced, refusals outside selection, deterministic, DEAP's global random left alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from programs import block_candidate
+
+from opadapt.errors import Refused
+from opadapt.ir.cost import count_macs, count_params
+from opadapt.search.candidate import Candidate
+from opadapt.search.config import SearchConfig
+from opadapt.search.evolve import Evolution, Individual, Scores
+from opadapt.search.space import load_space
+
+CONFIG = SearchConfig(population=6, generations=3)
+ORIGINAL = block_candidate()
+SPACE = load_space()
+
+
+def evaluate(candidates: Sequence[Candidate]) -> list[Scores | Refused]:
+    """A made-up landscape: latency from MACs, damage from what is missing of the parameters."""
+    results: list[Scores | Refused] = []
+    for c in candidates:
+        macs, params = count_macs(c.program), count_params(c.program)
+        if macs > count_macs(ORIGINAL.program):
+            results.append(Refused("static", "too many MACs"))
+        else:
+            results.append(Scores(1e-9 * (macs + 1e4 * len(c.program.body)), 1.0 / (1 + params)))
+    return results
+
+
+def search(seed: int) -> Evolution:
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, CONFIG, np.random.default_rng(seed))
+    while not evolution.done:
+        evolution.tell(evaluate(evolution.ask()))
+    return evolution
+
+
+def test_same_seed_same_search() -> None:
+    names = [[i.candidate.digest for i in search(seed).archive] for seed in (3, 3, 4)]
+    assert names[0] == names[1]
+    assert names[0] != names[2]
+
+
+def test_nothing_is_asked_twice() -> None:
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, CONFIG, np.random.default_rng(0))
+    asked: list[str] = []
+    while not evolution.done:
+        batch = evolution.ask()
+        asked += [c.digest for c in batch]
+        evolution.tell(evaluate(batch))
+    assert len(asked) == len(set(asked)) and ORIGINAL.digest not in asked
+
+
+def test_tell_out_of_order_raises() -> None:
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, CONFIG, np.random.default_rng(0))
+    with pytest.raises(RuntimeError, match="tell"):
+        evolution.tell([])
+    batch = evolution.ask()
+    with pytest.raises(RuntimeError, match="ask"):
+        evolution.ask()
+    with pytest.raises(RuntimeError, match="one result per candidate"):
+        evolution.tell(evaluate(batch)[:-1])
+
+
+def test_refused_candidates_never_enter_selection() -> None:
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, CONFIG, np.random.default_rng(0))
+    batch = evolution.ask()
+    evolution.tell([Refused("latency", "no faster") for _ in batch])
+    assert [i.candidate for i in evolution.population] == [ORIGINAL] and not evolution.archive
+
+
+def test_fitness_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="refuse the candidate"):
+        Individual(ORIGINAL, Scores(1.0, float("nan")))
+
+
+def test_front_is_not_dominated() -> None:
+    evolution = search(0)
+    front = evolution.front()
+    assert front
+    for one in front:
+        assert not any(
+            o.scores.latency_s <= one.scores.latency_s and o.scores.damage < one.scores.damage
+            for o in evolution.archive
+        )
+
+
+def test_global_random_is_left_as_it_was() -> None:
+    random.seed(42)
+    before = random.getstate()
+    search(1)
+    assert random.getstate() == before

@@ -1,0 +1,69 @@
+"""Cheapest check first: what an earlier stage refuses costs a later one nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from programs import block_candidate
+
+from opadapt.errors import ProgramError, Refused
+from opadapt.search.candidate import Candidate
+from opadapt.search.config import SearchConfig
+from opadapt.search.evolve import Scores
+from opadapt.search.space import load_space
+from opadapt.search.stages import Results, Stages
+from opadapt.search.vary import seeds
+
+ORIGINAL = block_candidate()
+BATCH = list(seeds(ORIGINAL, load_space(), 0))[:6]
+
+
+class Counting:
+    """A stage that remembers what it was asked and answers from a list."""
+
+    def __init__(self, answers: Results) -> None:
+        self.answers, self.asked = answers, 0
+
+    def __call__(self, candidates: Sequence[Candidate]) -> Results:
+        self.asked += len(candidates)
+        return self.answers[: len(candidates)]
+
+
+def stages(latency: Counting, damage: Counting, config: SearchConfig | None = None) -> Stages:
+    return Stages(ORIGINAL, 1.0, config or SearchConfig(), lambda candidate: None, latency, damage)
+
+
+def test_slow_and_crashed_candidates_are_not_trained() -> None:
+    latency = Counting([0.5, 1.5, Refused("latency", "SIGILL"), 0.7, 1.0, 0.1])
+    damage = Counting([0.1, 0.2, float("nan")])
+    made = stages(latency, damage)
+    results = made.evaluate(BATCH)
+    assert damage.asked == 3
+    assert results[0] == Scores(0.5, 0.1) and results[3] == Scores(0.7, 0.2)
+    refused = {i: r.stage for i, r in enumerate(results) if isinstance(r, Refused)}
+    assert refused == {1: "latency", 2: "latency", 4: "latency", 5: "distil"}
+    assert made.refusals["latency", "SIGILL"] == 1 and made.refusals["distil", "training diverged"] == 1
+
+
+def test_static_bounds_cost_no_measurement() -> None:
+    latency = Counting([0.5] * 6)
+    results = stages(latency, Counting([0.1] * 6), SearchConfig(max_instructions=8)).evaluate(BATCH)
+    long = sum(len(c.program.body) > 8 for c in BATCH)
+    assert long and latency.asked == len(BATCH) - long
+    assert sum(isinstance(r, Refused) and r.stage == "static" for r in results) == long
+
+
+def test_what_does_not_lower_is_refused_by_name() -> None:
+    def lower(candidate: Candidate) -> None:
+        raise ProgramError("no kernel for that")
+
+    made = Stages(ORIGINAL, 1.0, SearchConfig(), lower, Counting([]), Counting([]))
+    (result,) = made.evaluate(BATCH[:1])
+    assert isinstance(result, Refused) and (result.stage, result.reason) == ("lower", "no kernel for that")
+
+
+def test_results_keep_the_order_of_the_batch() -> None:
+    latency = Counting([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    results = stages(latency, Counting([0.1] * 6)).evaluate(BATCH)
+    assert [r.latency_s for r in results if isinstance(r, Scores)] == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
