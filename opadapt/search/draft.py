@@ -52,6 +52,17 @@ class Draft:
     def program(self, output: int) -> Program:
         return self.builder.build(output)
 
+    def live_instructions(self, output: int) -> int:
+        """How many instructions a value depends on, its own included."""
+        offset = len(self.builder.inputs)
+        live, pending = set[int](), [output]
+        while pending:
+            value = pending.pop()
+            if value >= offset and value not in live:
+                live.add(value)
+                pending.extend(self.builder.body[value - offset].args)
+        return len(live)
+
     def require(self, condition: bool) -> None:
         """Give a move up where it does not apply."""
         if not condition:

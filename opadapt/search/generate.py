@@ -39,7 +39,7 @@ def random_program(
     names = sorted(set(instructions) & set(MOVES))
     last = _first_value(draft)
     for _ in range(ATTEMPTS * length):
-        if len(live_values(draft.program(last))) - len(inputs) >= length or not names:
+        if draft.live_instructions(last) >= length or not names:
             break
         made = _grow(draft, names[int(rng.integers(len(names)))])
         if made is not None:
