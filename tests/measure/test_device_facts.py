@@ -45,13 +45,11 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert load_facts(str(file)).cores == 4
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "transport: 'null'\n",
-        "transport: local\ncost: {overhead_s: 1.0, dense_macs_per_s: 1.0, grouped_macs_per_s: 1.0, depthwise_macs_per_s: 1.0, bytes_per_s: 1.0}\n",
-    ],
-)
+RATES = ("overhead_s", "dense_macs_per_s", "grouped_macs_per_s", "depthwise_macs_per_s", "bytes_per_s")
+COST = "{" + ", ".join(f"{rate}: 1.0" for rate in RATES) + "}"
+
+
+@pytest.mark.parametrize("text", ["transport: 'null'\n", f"transport: local\ncost: {COST}\n"])
 def test_a_cost_model_belongs_to_a_null_device_alone(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\ndescription: x\narch: host\n" + text)
