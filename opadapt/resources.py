@@ -10,9 +10,10 @@ from pathlib import Path
 
 from opadapt.errors import ConfigError
 
-# Opset 20 is the newest whose operators all convert both ways here: 9..19 come up through onnx's own
-# adapters, 21..25 come down by relabelling (their changes are new types, not new meanings), and it is the
-# first with Gelu.
+# Opset 20 is the first with Gelu, and runs in ONNX Runtime 1.17 and newer, the oldest a board is likely to have.
+# 9..19 come up through onnx's own adapters; 21 and newer come down: nearly all of their changes are new types,
+# and the few new or changed operators (GroupNormalization, RMSNormalization, Attention) have a definition in
+# older ones that ships with onnx.
 WORKING_OPSET = 20
 WORKING_IR_VERSION = 9
 
