@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opadapt.errors import ConfigError
 
-# Opset 20 is the first with Gelu, and runs in ONNX Runtime 1.17 and newer, the oldest a board is likely to have.
+# Opset 20 is the first with Gelu; a newer one would ask more of the ONNX Runtime on a board and gain nothing here.
 # 9..19 come up through onnx's own adapters; 21 and newer come down: nearly all of their changes are new types,
 # and the few new or changed operators (GroupNormalization, RMSNormalization, Attention) have a definition in
 # older ones that ships with onnx.
