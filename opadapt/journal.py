@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS trial (
   stage TEXT NOT NULL, key TEXT NOT NULL, result TEXT NOT NULL, seconds REAL NOT NULL, finished_at REAL NOT NULL,
   PRIMARY KEY (stage, key));
 CREATE TABLE IF NOT EXISTS attempt (stage TEXT NOT NULL, key TEXT NOT NULL, started_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS session (opened_at REAL NOT NULL, seen_at REAL NOT NULL);
 """
 
 
@@ -63,6 +64,8 @@ class Journal:
             self._db.executescript(_TABLES)
             self._db.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
             (found,) = self._db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+            now = time.time()
+            self._session = self._db.execute("INSERT INTO session VALUES (?, ?)", (now, now)).lastrowid
         if int(found) > SCHEMA_VERSION:
             raise RunError(
                 f"{folder} was written by a newer opadapt",
@@ -86,6 +89,22 @@ class Journal:
         """Note that a trial is being paid for."""
         with _storage("write"):
             self._db.execute("INSERT INTO attempt VALUES (?, ?, ?)", (stage, key, time.time()))
+        self._seen()
+
+    def _seen(self) -> None:
+        with _storage("write"):
+            self._db.execute("UPDATE session SET seen_at = ? WHERE rowid = ?", (time.time(), self._session))
+
+    def spent_s(self) -> float:
+        """Wall time of this run so far in seconds, over all its sessions, without the time between them."""
+        with _storage("read"):
+            (before,) = self._db.execute(
+                "SELECT COALESCE(SUM(seen_at - opened_at), 0) FROM session WHERE rowid != ?", (self._session,)
+            ).fetchone()
+            (opened,) = self._db.execute(
+                "SELECT opened_at FROM session WHERE rowid = ?", (self._session,)
+            ).fetchone()
+        return float(before) + time.time() - float(opened)
 
     def finish(self, stage: str, key: str, result: Any, seconds: float) -> None:
         """Record a trial's result. Raises RunError for a trial recorded before."""
@@ -94,6 +113,7 @@ class Journal:
                 "INSERT INTO trial VALUES (?, ?, ?, ?, ?)",
                 (stage, key, json.dumps(result), seconds, time.time()),
             )
+        self._seen()
 
     def once(self, stage: str, key: str, compute: Callable[[], Any]) -> Any:
         """The recorded result of a trial; computed, recorded and only then returned if there is none.

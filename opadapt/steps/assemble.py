@@ -76,6 +76,9 @@ def assemble(
     training: list[TrainingPoint] = []
     refused: tuple[_Student, Model] | None = None
     while len(attempts) < context.experiment.search.max_attempts and goal >= LEAST_AIM:
+        if context.over_budget and attempts:
+            context.warn("the budget leaves no time for another attempt")
+            break
         number = len(attempts) + 1
         try:
             student = _calibrated(context, model, wall_s, offers, goal)

@@ -198,13 +198,14 @@ def _dims(info: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 
 def _operators(before: Profile, after: Profile) -> tuple[OperatorCost, ...]:
-    now = {node.name: node.latency_s for node in after.nodes}
+    """The original's nodes, 0 afterwards where they are gone, then the new ones, 0 before."""
+    old, new = ({node.name: node for node in profile.nodes} for profile in (before, after))
     return tuple(
         OperatorCost(
-            name=node.name,
-            op_type=node.op_type,
-            latency_before_s=node.latency_s,
-            latency_after_s=now.get(node.name, 0.0),
+            name=name,
+            op_type=(old.get(name) or new[name]).op_type,
+            latency_before_s=old[name].latency_s if name in old else 0.0,
+            latency_after_s=new[name].latency_s if name in new else 0.0,
         )
-        for node in before.nodes
+        for name in dict.fromkeys([*old, *new])
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from opadapt.errors import RunError
 from opadapt.experiment import Experiment
@@ -45,6 +46,16 @@ class Context:
     def seed(self, *names: object) -> int:
         return int(content_key(self.experiment.seed, *names), 16) % 2**31
 
+    def left_minutes(self) -> float | None:
+        """What is left of the budget; None without one."""
+        budget = self.experiment.budget_minutes
+        return None if budget is None else budget - self.journal.spent_s() / 60
+
+    @property
+    def over_budget(self) -> bool:
+        left = self.left_minutes()
+        return left is not None and left <= 0
+
     def warn(self, text: str) -> None:
         self.warnings.append(text)
         self.progress.note(text)
@@ -57,14 +68,20 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
     original = load(experiment.model, experiment.shapes)
     dataset = None if experiment.data is None else load_data(experiment.data, original)
     space = load_space(experiment.search.space)
-    journal = Journal(folder)
+    lock = FileLock(folder / "run.lock", timeout=0)
     cache = folder / "cache"
     try:
-        cache.mkdir(exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"{folder} is in use", found="another opadapt works on it", do="wait for it, or stop it first"
+        ) from error
     except OSError as error:
         raise RunError(f"cannot write {cache}", found=str(error)) from error
     with (
-        contextlib.closing(journal),
+        lock,
+        contextlib.closing(Journal(folder)) as journal,
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1) as device,
     ):

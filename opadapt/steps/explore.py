@@ -118,6 +118,9 @@ def explore(
         f"{ranked.latency_s / profile.wall.value:.0%} of the latency"
     )
     while not evolution.done:
+        if context.over_budget and evolution.generation > 0:
+            context.warn("the budget ended the search early")
+            break
         asked = evolution.ask()
         context.progress.stage(f"generation {evolution.generation} of {name}", len(asked))
         results = stages.evaluate(asked)

@@ -8,7 +8,8 @@ members at once, divided by their number, shows what one of them is worth where 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from opadapt.errors import DeviceError, OpadaptError, Refused
 from opadapt.journal import content_key
@@ -70,6 +71,8 @@ class GroupLatency:
         return Refused("latency", found["refused"]) if "refused" in found else float(found["latency_s"])
 
     def _measure(self, candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            self.context.journal.start("latency", self.key(candidate))
         models: list[bytes] = [self.base]
         timed: list[Candidate] = []
         for candidate in candidates:
@@ -80,6 +83,7 @@ class GroupLatency:
                 self._record(candidate, {"refused": error.message})
         if not timed:
             return
+        began = time.monotonic()
         try:
             times = self.context.device.time(models, self.timing)
         except DeviceError as error:
@@ -92,9 +96,8 @@ class GroupLatency:
         for i, candidate in enumerate(timed, start=1):
             relative = ratio(times, i, 0)  # candidate over base
             saved_s = self.wall_s * (1 - relative.value) / len(self.group.members)
-            self._record(candidate, {"latency_s": max(self.member_s - saved_s, 0.0), "ratio": relative.value})
+            result = {"latency_s": max(self.member_s - saved_s, 0.0), "ratio": relative.value}
+            self._record(candidate, result, (time.monotonic() - began) / len(timed))
 
-    def _record(self, candidate: Candidate, result: dict[str, object]) -> None:
-        journal, key = self.context.journal, self.key(candidate)
-        journal.start("latency", key)
-        journal.finish("latency", key, result, 0.0)
+    def _record(self, candidate: Candidate, result: Mapping[str, object], seconds: float = 0.0) -> None:
+        self.context.journal.finish("latency", self.key(candidate), result, seconds)

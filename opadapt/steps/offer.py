@@ -94,7 +94,8 @@ class _Damage:
                 journal.start("damage", keys[i])
             results = workers.map(run_damage, [self._task(*items[i]) for i in chunk])
             for i, harm in zip(chunk, results, strict=True):
-                journal.finish("damage", keys[i], {"damage": harm if np.isfinite(harm) else None}, 0.0)
+                value = harm.value if np.isfinite(harm.value) else None
+                journal.finish("damage", keys[i], {"damage": value}, harm.seconds)
                 done += 1
                 self.context.progress.advance(done, "compared")
         rows = [journal.find("damage", key) for key in keys]

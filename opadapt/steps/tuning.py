@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ from opadapt.train.accept import Verdict
 from opadapt.train.accept import judge as accept
 from opadapt.train.data import Dataset, Split
 from opadapt.train.evaluate import predict
-from opadapt.train.finetune import EpochRecord, FinetuneProgress, FinetuneResult, finetune
+from opadapt.train.finetune import finetune
+from opadapt.train.finetune_config import EpochRecord, FinetuneConfig, FinetuneProgress, FinetuneResult
 from opadapt.train.metrics import Metric, make_metric
+
+RESERVED_MINUTES = 1.0  # of the budget, for export, measuring and the report
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def with_weights(model: Model, values: dict[str, NDArray[Any]]) -> Model:
 
 def tune(context: Context, dataset: Dataset, student: Model, tag: str) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint."""
-    config = context.experiment.finetune
+    config = _within_budget(context, tag)
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
     key = content_key("finetune", digest, config.model_dump(), context.experiment.seed)
     folder = context.folder / "training" / tag
@@ -70,7 +74,7 @@ def tune(context: Context, dataset: Dataset, student: Model, tag: str) -> Tuned:
             raise RunError(f"cannot write {folder}", found=str(error)) from error
         context.journal.start("finetune", key)
         began = time.monotonic()
-        result = _train(context, dataset, student, folder, tag)
+        result = _train(context, dataset, student, config, folder, tag)
         row = {
             "weights": context.journal.save_arrays(weights(result.proto)),
             "history": [vars(record) | {"loss": _number(record.loss)} for record in result.history],
@@ -88,7 +92,21 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _train(context: Context, dataset: Dataset, student: Model, folder: Any, tag: str) -> FinetuneResult:
+def _within_budget(context: Context, tag: str) -> FinetuneConfig:
+    """The settings with their minutes cut to what the budget leaves; decided once, so that a resumed run trains
+    the same."""
+    config = context.experiment.finetune
+    left = context.left_minutes()
+    if left is None:
+        return config
+    row = context.journal.once("plan", tag, lambda: {"minutes": max(left - RESERVED_MINUTES, 1.0)})
+    limits = [m for m in (config.minutes, row["minutes"]) if m is not None]
+    return config.model_copy(update={"minutes": min(limits)})
+
+
+def _train(
+    context: Context, dataset: Dataset, student: Model, config: FinetuneConfig, folder: Path, tag: str
+) -> FinetuneResult:
     metric = metric_of(context)
     context.progress.stage(f"fine-tune ({tag})", 1000)
 
@@ -103,7 +121,7 @@ def _train(context: Context, dataset: Dataset, student: Model, folder: Any, tag:
         student.proto,
         context.original.proto,
         dataset,
-        context.experiment.finetune,
+        config,
         folder,
         show,
         metric=metric,

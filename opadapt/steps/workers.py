@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -72,15 +74,34 @@ def run_distil(task: DistilTask) -> DistilResult:
     return DistilResult(result.proto.SerializeToString(), result.nmse, time.monotonic() - began)
 
 
-def run_damage(task: DamageTask) -> float:
-    """Damage of the whole model's outputs: KL divergence for class scores, squared error otherwise."""
+@dataclass(frozen=True)
+class DamageResult:
+    """Damage of the whole model's outputs (KL divergence for class scores, squared error otherwise)."""
+
+    value: float
+    seconds: float
+
+
+def run_damage(task: DamageTask) -> DamageResult:
+    """Run the changed model on the probe inputs and compare."""
+    began = time.monotonic()
     inputs = {name: np.load(path, mmap_mode="r") for name, path in task.inputs.items()}
     outputs = run_batched(onnx.load_from_string(task.model), inputs, threads=1)
-    return damage(np.load(task.reference), next(iter(outputs.values())), task.kind)
+    value = damage(np.load(task.reference), next(iter(outputs.values())), task.kind)
+    return DamageResult(value, time.monotonic() - began)
 
 
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C from their first instruction on: the parent decides what it means."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Workers:
@@ -95,9 +116,11 @@ class Workers:
         """Lazily, in order. Raises RunError when a worker dies."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start)
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context)
         try:
-            yield from self._pool.map(function, tasks)
+            with _interrupts_ignored():
+                results = self._pool.map(function, tasks)
+            yield from results
         except BrokenProcessPool as error:
             raise RunError(
                 "a worker process died",
