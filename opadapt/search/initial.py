@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -123,11 +124,19 @@ def _factor(rng: Rng, w: Real, text: str, rank: int = 1) -> tuple[Real, Real]:
     if not 1 <= rank <= min(rows, columns):
         raise ProgramError("factor: rank", expected=f"1 to {min(rows, columns)}", found=str(rank))
     batch = tuple(size[c] for c in shared)
-    u, s, v = np.linalg.svd(np.transpose(w, order).reshape(*batch, rows, columns), full_matrices=False)
+    matrix = np.transpose(w, order).reshape(*batch, rows, columns)
+    u, s, v = _svd(matrix.tobytes(), matrix.shape)
     root = np.sqrt(s[..., :rank])
     a = (u[..., :rank] * root[..., None, :]).reshape(*batch, *(size[c] for c in left), rank)
     b = (root[..., None] * v[..., :rank, :]).reshape(*batch, rank, *(size[c] for c in right))
     return _lay([*shared, *left, letter], first, a), _lay([*shared, letter, *right], second, b)
+
+
+@lru_cache(maxsize=4)
+def _svd(data: bytes, shape: tuple[int, ...]) -> tuple[Real, Real, Real]:
+    """Thin SVD. Kept, as the ranks of one rule are tried one after the other (512x512x3x3 takes seconds)."""
+    u, s, v = np.linalg.svd(np.frombuffer(data).reshape(shape), full_matrices=False)
+    return u, s, v
 
 
 def _lay(have: list[str], want: str, array: Real) -> Real:
@@ -139,9 +148,16 @@ def _lay(have: list[str], want: str, array: Real) -> Real:
 
 def _tucker(rng: Rng, w: Real, out_rank: int, in_rank: int) -> tuple[Real, Real, Real]:
     """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c], by higher-order SVD. arXiv 1511.06530, section 3.1."""
-    a = np.linalg.svd(w.reshape(w.shape[0], -1), full_matrices=False)[0][:, :out_rank]
-    b = np.linalg.svd(np.moveaxis(w, 1, 0).reshape(w.shape[1], -1), full_matrices=False)[0][:, :in_rank]
+    if not (1 <= out_rank <= w.shape[0] and 1 <= in_rank <= w.shape[1]):
+        raise ProgramError("tucker: ranks", expected=f"up to {w.shape[:2]}", found=f"{(out_rank, in_rank)}")
+    a, b = _principal(w, out_rank), _principal(np.moveaxis(w, 1, 0), in_rank)
     return b.T, np.einsum("oc...,os,cr->sr...", w, a, b, optimize=True), a
+
+
+def _principal(w: Real, rank: int) -> Real:
+    """The first left singular vectors [n, rank] of w[n, ...], from the eigenvectors of the Gram matrix."""
+    rows = w.reshape(w.shape[0], -1)
+    return np.asarray(np.linalg.eigh(rows @ rows.T)[1][:, : -rank - 1 : -1])
 
 
 def _grouped(rng: Rng, w: Real, groups: int) -> Real:
