@@ -1,7 +1,7 @@
 """One form for programs that mean the same by plain reading, and a digest of it.
 
 Before -> after: dead code goes, ``pad by 0`` and its kind go, equal instructions merge, instructions and the
-operands of the commuting ones come in one order. No arithmetic is reassociated.
+operands of the commuting ones come in one order. No arithmetic is reassociated; only a zero may change its sign.
 """
 
 from __future__ import annotations

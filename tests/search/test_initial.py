@@ -1,0 +1,100 @@
+"""The small closed forms from which new parameters come."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+from opadapt.errors import ProgramError
+from opadapt.search.initial import FUNCTIONS
+
+
+def call(name: str, *args: object, **named: object) -> object:
+    return FUNCTIONS[name](np.random.default_rng(0), *args, **named)
+
+
+def test_every_function_takes_the_rng_first() -> None:
+    assert all(next(iter(inspect.signature(f).parameters)) == "rng" for f in FUNCTIONS.values())
+
+
+def test_pieces_of_weights() -> None:
+    w = np.arange(24.0).reshape(2, 3, 4)
+    assert call("keep", w) is w
+    np.testing.assert_array_equal(call("slice", w, 1, 1, 3), w[:, 1:3])
+    np.testing.assert_array_equal(call("take", w, np.array([2.0, 0.0]), 1), w[:, [2, 0]])
+    np.testing.assert_array_equal(call("mean", w, (0, 2)), w.mean(axis=(0, 2)))
+    np.testing.assert_array_equal(call("sum", w, (1,)), w.sum(axis=1))
+    np.testing.assert_array_equal(call("reshape", w, (6, 4)), w.reshape(6, 4))
+    np.testing.assert_array_equal(call("crop", np.arange(25.0).reshape(5, 5), (3, 0)), [7, 12, 17])
+
+
+def test_fresh_weights() -> None:
+    assert not np.any(call("zeros", (2, 3)))
+    sample = np.asarray(call("kaiming", (200, 100), fan=50))
+    assert sample.std() == pytest.approx(0.2, rel=0.02)
+    np.testing.assert_array_equal(call("identity", 3), np.eye(3))
+    kernel = np.asarray(call("identity", 2, (3, 3)))
+    np.testing.assert_array_equal(kernel[:, :, 1, 1], np.eye(2))
+    assert kernel.sum() == 2
+
+
+def test_channels_are_those_of_the_largest_norms_in_order() -> None:
+    first = np.array([[1.0], [-9.0], [2.0], [5.0]])
+    second = np.array([[1.0, 1.0], [0.0, 0.0], [4.0, 4.0], [-3.0, 3.0]])
+    np.testing.assert_array_equal(call("channels", 2, first, second), [2, 3])
+    np.testing.assert_array_equal(call("channels", 3, first, second), [0, 2, 3])
+
+
+def test_factor_in_a_batch_of_a_shared_letter() -> None:
+    rng = np.random.default_rng(1)
+    w = rng.normal(size=(5, 3, 4))
+    a, b = call("factor", w, "ocj->orc,crj", rank=4)  # type: ignore[misc]
+    np.testing.assert_allclose(np.einsum("orc,crj->ocj", a, b), w, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [("oc->or,rc", 0), ("oc->or,rc", 4), ("oc->o,r", 1), ("oc->os,rc", 1), ("ocj->or,rcj", 1)],
+)
+def test_factor_refuses_other_letters_and_ranks(text: str, rank: int) -> None:
+    with pytest.raises(ProgramError, match="factor"):
+        call("factor", np.ones((4, 3)), text, rank=rank)
+
+
+def test_tucker_refuses_ranks_above_the_channels() -> None:
+    with pytest.raises(ProgramError, match="ranks"):
+        call("tucker", np.ones((4, 3, 3, 3)), 5, 3)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_compose_is_the_two_convolutions(stride: int) -> None:
+    """In one dimension of interest, against direct convolution of an impulse response."""
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(size=(2, 3, 3, 1)), rng.normal(size=(4, 2, 3, 1))
+    extent = 3 + 2 * stride
+    kernel = call("compose", first, second, stride=(stride, 1), offset=(0, 0), size=(extent, 1), gain=1.0)
+    x = rng.normal(size=(3, extent))
+    hidden = [np.einsum("mci,ci->m", first[..., 0], x[:, t : t + 3]) for t in range(0, extent - 2, stride)]
+    expected = sum(second[:, :, k, 0] @ hidden[k] for k in range(3))
+    np.testing.assert_allclose(np.einsum("oci,ci->o", np.asarray(kernel)[..., 0], x), expected)
+
+
+def test_compose_outside_of_the_kernel_is_zero() -> None:
+    w = np.ones((1, 1, 1, 1))
+    kernel = np.asarray(call("compose", w, w, stride=(1, 1), offset=(-1, -1), size=(3, 3), gain=0.5))
+    assert kernel[0, 0, 1, 1] == 0.5
+    assert kernel.sum() == 0.5
+    far = np.asarray(call("compose", w, w, stride=(1, 1), offset=(5, -5), size=(3, 3), gain=1.0))
+    assert not far.any()
+
+
+def test_norm_scale_rows_and_friends() -> None:
+    scale, var = np.array([1.0, 2.0]), np.array([3.0, 15.0])
+    np.testing.assert_allclose(call("norm_scale", scale, var, 1.0), [0.5, 0.5])
+    np.testing.assert_array_equal(call("rows", np.ones((2, 2)), scale), [[1, 1], [2, 2]])
+    np.testing.assert_array_equal(call("add", scale, var), [4, 17])
+    np.testing.assert_array_equal(call("subtract", var, scale), [2, 13])
+    np.testing.assert_array_equal(call("multiply", var, 2.0), [6, 30])
+    np.testing.assert_array_equal(call("divide", var, 3.0), [1, 5])
