@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from opadapt.train.metrics import Metric
 
 _CHUNK_ELEMENTS = 2_000_000  # resampled scores held at once
+_SLACK = 1e-6  # metrics are float32: a loss equal to the tolerance must not be refused for its rounding
 
 
 class Tolerance(BaseModel):
@@ -118,7 +119,7 @@ def judge(
     tail = (1 - tolerance.confidence) / 2
     low, high = (float(q) for q in np.quantile(differences, (tail, 1 - tail)))
     decisive = loss if tolerance.decide_on == "estimate" else high
-    accepted = decisive <= allowed + 1e-9
+    accepted = decisive <= allowed + _SLACK * max(1.0, abs(before))
     what = "loss" if tolerance.decide_on == "estimate" else "upper end of the loss"
     reason = (
         f"{what} of {decisive:.3g} points is {'within' if accepted else 'over'} the allowed {allowed:.3g} "

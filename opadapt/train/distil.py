@@ -178,7 +178,7 @@ def _train(region: _Region, rows: NDArray[np.int64], config: DistilConfig, rng: 
         error = (region.output(inputs) - target).square().mean(dim=region.axes)
         loss = region.ratio(error, variance)
         if not torch.isfinite(loss):
-            raise Refused("distil", f"the loss became {float(loss)} at rate {config.learning_rate}")
+            raise Refused("distil", f"the loss became {loss.item()} at rate {config.learning_rate}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -157,7 +157,7 @@ def _accuracy(k: int) -> Score:
 def _in_top(k: int) -> Callable[[Array, Array], NDArray[np.float64]]:
     def per_sample(outputs: Array, target: Array) -> NDArray[np.float64]:
         if k == 1:
-            return (outputs.argmax(axis=1) == target).astype(np.float64)
+            return np.asarray(outputs.argmax(axis=1) == target, np.float64)
         x, y = _tensors(outputs, target)
         return np.asarray((x.topk(k, dim=1).indices == y[:, None]).any(dim=1).numpy(), np.float64)
 
