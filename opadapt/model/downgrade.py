@@ -60,12 +60,26 @@ def _expand_functions(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             wanted.add(("", node.op_type))
     if not wanted:
         return proto
-    typed = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    full = onnx.ModelProto()
+    full.CopyFrom(proto)
+    for node in full.graph.node:
+        if ("", node.op_type) in wanted:
+            _state_defaults(node, _version(proto))
+    typed = onnx.shape_inference.infer_shapes(full, data_prop=True)
     # the inliner asks for the type of every operand, and looks among the value infos alone
     typed.graph.value_info.extend(
         helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in typed.graph.initializer
     )
     return inliner.inline_selected_functions(typed, sorted(wanted), inline_schema_functions=True)
+
+
+def _state_defaults(node: onnx.NodeProto, opset: int) -> None:
+    """Attributes left out, with their defaults: the inliner leaves a body's reference to a missing one empty."""
+    given = {a.name for a in node.attribute}
+    schema = _schema(node.op_type, opset)
+    for name, attribute in schema.attributes.items() if schema is not None else ():
+        if name not in given and attribute.default_value.name:
+            node.attribute.append(attribute.default_value)
 
 
 def _has_definition(schema: Any) -> bool:

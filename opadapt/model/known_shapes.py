@@ -17,7 +17,7 @@ def use_known_shapes(proto: onnx.ModelProto) -> bool:
     """One pass over the nodes, in place; whether anything changed.
 
     ``Shape`` of a fixed shape becomes a constant, ``Reshape`` to a known shape gets a constant target, ``Resize`` to
-    computed sizes gets constant scales.
+    computed sizes gets constant scales, ``CastLike`` of a known type becomes ``Cast``.
     """
     graph = proto.graph
     types = {v.name: v for v in [*graph.input, *graph.value_info, *graph.output]}
@@ -35,6 +35,10 @@ def use_known_shapes(proto: onnx.ModelProto) -> bool:
                 del node.attribute[:]
                 constants[name] = target
                 changed = True
+        elif node.op_type == "CastLike" and node.input[1] in types:
+            to = types[node.input[1]].type.tensor_type.elem_type
+            node.CopyFrom(helper.make_node("Cast", node.input[:1], node.output, node.name, to=to))
+            changed = True
         elif node.op_type == "Resize":
             scales = _resize_scales(node, types, constants)
             if scales is not None:

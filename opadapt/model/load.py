@@ -40,7 +40,7 @@ def load(path: str | Path, shapes: Mapping[str, Sequence[int | str]] | None = No
         raise ModelError(
             f"{path}: the file is damaged, or uses ONNX in a way that onnx itself refuses",
             expected=_EXPECTED,
-            found=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            found=f"{type(error).__name__}: {validate.first_line(error)}",
             do=_EXPORT_AGAIN,
         ) from error
 
@@ -115,7 +115,7 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
         raise ModelError(
             f"{path}: tensor '{tensor.name}' is damaged",
             expected=f"data for shape {tuple(tensor.dims)}",
-            found=str(error).splitlines()[0],
+            found=validate.first_line(error),
             do=_EXPORT_AGAIN,
         ) from error
 
@@ -175,7 +175,7 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> None:
             raise ModelError(
                 f"{path}: external data of tensor '{tensor.name}' cannot be read",
                 expected=f"data for shape {tuple(tensor.dims)} in {target}",
-                found=str(error).splitlines()[0],
+                found=validate.first_line(error),
                 do="copy the data file again",
             ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT

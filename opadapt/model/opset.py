@@ -10,6 +10,7 @@ import onnx
 from onnx import inliner, version_converter
 
 from opadapt.errors import ModelError
+from opadapt.model import validate
 from opadapt.model.downgrade import downgrade
 from opadapt.model.workbench import set_attribute
 
@@ -37,7 +38,7 @@ def inline(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(
             "the model's functions cannot be inlined",
             expected="model-local functions without recursion",
-            found=str(error).splitlines()[0],
+            found=validate.first_line(error),
             do="export the model without functions",
         ) from error
 
@@ -71,7 +72,7 @@ def _upgrade(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raise ModelError(
             f"the model does not convert from opset {default_opset(proto)} to {opset}",
             expected="operators that onnx.version_converter knows",
-            found=str(error).splitlines()[0],
+            found=validate.first_line(error),
             do=f"export the model again at opset {opset}",
         ) from error
     if old_resize:

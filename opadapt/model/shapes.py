@@ -136,7 +136,7 @@ def infer(proto: onnx.ModelProto, hints: Mapping[str, onnx.ValueInfoProto] | Non
         raise ModelError(
             "the model's shapes contradict each other",
             expected="shapes that onnx.shape_inference accepts",
-            found=str(error).strip().splitlines()[0],
+            found=validate.first_line(error),
             do="check --shape; otherwise export the model again",
         ) from error
     return typed

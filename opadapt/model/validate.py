@@ -22,6 +22,11 @@ ORT_ERRORS = tuple(
 _QUIET = 4  # ONNX Runtime's severity "fatal": refusals reach the user as ModelError, once
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without its trace; its kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def session(proto: onnx.ModelProto, optimise: bool = True) -> ort.InferenceSession:
     """A single-threaded CPU session. Raises ModelError where ONNX Runtime refuses the model."""
     options = ort.SessionOptions()
@@ -36,7 +41,7 @@ def session(proto: onnx.ModelProto, optimise: bool = True) -> ort.InferenceSessi
         raise ModelError(
             "ONNX Runtime does not accept the model",
             expected=f"a model that ONNX Runtime {ort.__version__} loads",
-            found=str(error).splitlines()[0],
+            found=first_line(error),
             do="run the model in plain ONNX Runtime first, and export it again from the training framework",
         ) from error
 
@@ -57,7 +62,7 @@ def run_session(
         raise ModelError(
             "the model does not run in ONNX Runtime",
             expected="a run with inputs " + ", ".join(f"{k} {v.dtype}{v.shape}" for k, v in feeds.items()),
-            found=str(error).splitlines()[0],
+            found=first_line(error),
             do="check the input shapes; --shape INPUT=... pins them",
         ) from error
     return results
@@ -145,6 +150,6 @@ def check(proto: onnx.ModelProto) -> None:
         raise ModelError(
             "the model is not valid ONNX",
             expected="a model that onnx.checker accepts",
-            found=str(error).strip().splitlines()[0],
+            found=first_line(error),
             do="check the original with onnx.checker.check_model, and export it again",
         ) from error

@@ -184,6 +184,17 @@ def test_operators_newer_than_the_working_opset_become_older_ones(write, build) 
     model = load(write(proto))
     assert "RMSNormalization" not in {n.op_type for n in model.nodes.values()}
     assert validate.compare_outputs(proto, model.proto, batch=2) < 1e-5
+    attention = build(
+        [("Attention", "x x x", "y", {"q_num_heads": 2, "kv_num_heads": 2})],
+        {"x": ("N", 5, 8)},
+        ["y"],
+        None,
+        23,
+        11,
+    )
+    assert validate.compare_outputs(attention, load(write(attention)).proto, batch=2) < 1e-5
+    swish = build([("Swish", "x", "y")], {"x": ("N", 4)}, ["y"], None, 24, 12)
+    assert {n.op_type for n in load(write(swish)).nodes.values()} == {"Sigmoid", "Mul"}
     group = build(
         [("GroupNormalization", "x s b", "y", {"num_groups": 2})],
         {"x": ("N", 4, 6)},
