@@ -130,7 +130,7 @@ def _calibrated(
 def _speedup(context: Context, base: Model, student: Model) -> float:
     """Measured speed-up of a student, as it would be exported, over the base."""
     models = [at_batch(m, 1).SerializeToString() for m in (base, fold(student))]
-    key = content_key("assembled", *(hashlib.sha256(m).hexdigest() for m in models))
+    key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models))
     timing = context.experiment.timing
     return float(
         context.journal.once("assembled", key, lambda: ratio(context.device.time(models, timing), 0, 1).value)

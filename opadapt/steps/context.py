@@ -37,6 +37,7 @@ class Context:
     space: Space
     dataset: Dataset | None
     cache: Path
+    measured_on: str
     warnings: list[str] = field(default_factory=list)
 
     def rng(self, *names: object) -> np.random.Generator:
@@ -85,5 +86,22 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1) as device,
     ):
-        yield Context(experiment, folder, journal, device, progress, workers, original, space, dataset, cache)
+        # samples of other versions are never mixed: a run resumed on other software measures again
+        state = device.conditions()
+        measured_on = content_key(
+            *(state.get(k) for k in ("machine", "cpu", "onnxruntime", "provider", "threads"))
+        )
+        yield Context(
+            experiment,
+            folder,
+            journal,
+            device,
+            progress,
+            workers,
+            original,
+            space,
+            dataset,
+            cache,
+            measured_on,
+        )
     shutil.rmtree(cache, ignore_errors=True)

@@ -46,6 +46,7 @@ class GroupLatency:
         self.wall_s, self.member_s = wall_s, member_s
         self.base = at_batch(model, 1).SerializeToString()
         self.scope = content_key(
+            context.measured_on,
             timing.model_dump(),
             hashlib.sha256(self.base).hexdigest(),
             [m.region.name for m in group.members],
