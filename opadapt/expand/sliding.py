@@ -118,16 +118,21 @@ def conv(ctx: Context, node: onnx.NodeProto) -> int:
 
 def _pointwise(ctx: Context, node: onnx.NodeProto, x: int, slide: Slide) -> int:
     """A 1x1 convolution: subsampling for the stride, then a contraction over the channels."""
-    x = slide.pad(ctx, x, 0.0)
-    for axis, step in enumerate(slide.stride):
-        if step != 1:
-            x = ctx.emit("subsample", x, axis=axis + 2, step=step)
+    x = _subsampled(ctx, slide.pad(ctx, x, 0.0), slide)
 
     def matrix(w: Array) -> Array:
         return w.reshape(w.shape[:2])
 
     s = _SPATIAL[: len(slide.kernel)]
     return ctx.emit("contract", x, ctx.parameter(node, 1, "weight", matrix), einsum=f"nc{s},oc->no{s}")
+
+
+def _subsampled(ctx: Context, x: int, slide: Slide) -> int:
+    """The strides alone, as they act on a kernel of one element."""
+    for axis, step in enumerate(slide.stride):
+        if step != 1:
+            x = ctx.emit("subsample", x, axis=axis + 2, step=step)
+    return x
 
 
 def _grouped(ctx: Context, node: onnx.NodeProto, x: int, slide: Slide, group: int) -> int:
@@ -169,6 +174,8 @@ def max_pool(ctx: Context, node: onnx.NodeProto) -> int:
     if attributes(node).get("storage_order", 0):
         raise refuse(node, "column-major storage order")
     x, slide = _pool_slide(ctx, node)
+    if math.prod(slide.kernel) == 1 and not slide.padded:
+        return _subsampled(ctx, x, slide)
     taps = slide.window(ctx, slide.pad(ctx, x, -math.inf))
     return _over_taps(ctx, "max", taps, len(slide.kernel))
 

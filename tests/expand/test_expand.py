@@ -175,6 +175,7 @@ CASES = [
     pool("MaxPool", kernel_shape=[2, 2], strides=[1, 2], dilations=[2, 3]),
     pool("MaxPool", kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1),
     pool("MaxPool", LINE, kernel_shape=[3], strides=[2]),
+    pool("MaxPool", kernel_shape=[1, 1], strides=[2, 3]),
     pool("AveragePool", kernel_shape=[3, 3], strides=[2, 1]),
     pool("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     pool("AveragePool", kernel_shape=[3, 3], pads=[1, 0, 1, 1]),
