@@ -29,8 +29,8 @@ def rewrite(candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed
 
 
 def seeds(original: Candidate, space: Space, seed: int) -> Iterator[Candidate]:
-    """Every rule of the space applied once, at every match and with every choice."""
-    for rule in space.rules:
+    """Every seed rule of the space applied once, at every match and with every choice."""
+    for rule in map(space.rule, space.seeds):
         for match, choice in variants(rule, original.program):
             try:
                 yield rewrite(original, rule, match, choice, seed)
