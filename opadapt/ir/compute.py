@@ -81,7 +81,7 @@ def _clip_type(types: Types, attrs: Attrs) -> TensorType:
     return types[0]
 
 
-def _elementwise(name: str, arity: int, function: Callable[..., Array], rtol: float = 1e-5) -> Spec:
+def _elementwise(name: str, arity: int, function: Callable[..., Array], rtol: float = 1e-6) -> Spec:
     def meaning(arrays: Arrays, attrs: Attrs) -> Array:
         with np.errstate(all="ignore"):
             return np.asarray(function(*arrays), dtype=np.float32)
@@ -120,10 +120,10 @@ def _normalize(arrays: Arrays, attrs: Attrs) -> Array:
 
 
 SPECS = [
-    Spec("contract", "contraction", 2, _contract_type, _contract, {"einsum": "str"}, 2e-5),
-    _reduction("sum", np.sum, 2e-5),
-    _reduction("mean", np.mean, 2e-5),
-    _reduction("max", np.max, 1e-6),
+    Spec("contract", "contraction", 2, _contract_type, _contract, {"einsum": "str"}, 2e-6),
+    _reduction("sum", np.sum, 2e-6),
+    _reduction("mean", np.mean, 2e-6),
+    _reduction("max", np.max, 1e-7),
     _elementwise("add", 2, np.add),
     _elementwise("sub", 2, np.subtract),
     _elementwise("mul", 2, np.multiply),
@@ -151,7 +151,7 @@ SPECS = [
     _elementwise("erf", 1, _erf),
     # where(c, x, y): x where c > 0, else y
     _elementwise("where", 3, _where),
-    Spec("normalize", "normalize", 5, _normalize_type, _normalize, {"axis": "int", "eps": "float"}, 2e-5),
+    Spec("normalize", "normalize", 5, _normalize_type, _normalize, {"axis": "int", "eps": "float"}, 2e-6),
 ]
 
 __all__ = ["SPECS", "split_einsum"]

@@ -25,7 +25,7 @@ class Spec:
 
     ``arity`` is None for a variadic instruction (at least one operand). ``infer`` gives the result's type or
     raises ProgramError. ``meaning`` is the reference semantics on float32 arrays. ``rtol`` is the relative
-    error (against the largest magnitude of the result) that any other implementation may show.
+    error that any other implementation may show, against the largest magnitude of what it adds up.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Spec:
     infer: Callable[[Sequence[TensorType], Attrs], TensorType]
     meaning: Callable[[Sequence[Array], Attrs], Array]
     attrs: Mapping[str, AttrKind] = field(default_factory=dict)
-    rtol: float = 1e-5
+    rtol: float = 1e-7
 
 
 def need(condition: bool, message: str, expected: str, found: object) -> None:
