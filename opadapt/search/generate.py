@@ -97,17 +97,24 @@ def pruned(program: Program) -> Program:
 
 
 def _fit(draft: Draft, last: int, target: TensorType) -> int:
-    """Bring a value (another one, where the batch demands it) to the target type. Raises ProgramError."""
+    """Bring the last value that can be to the target type. Raises ProgramError where none can."""
     batched = target.batch_axis is not None
-    if (draft.type(last).batch_axis is not None) != batched:
-        others = [v for v, t in enumerate(draft.builder.types) if (t.batch_axis is not None) == batched]
-        if not others:
-            raise ProgramError(
-                f"random program: no value to make {target} from",
-                expected="an input with the batch" if batched else "an input without the batch",
-                found=", ".join(map(str, draft.builder.inputs)),
-            )
-        last = others[-1]
+    older = [v for v in range(last, -1, -1) if v not in draft.hidden]
+    found = [v for v in older if (draft.type(v).batch_axis is not None) == batched]
+    refusal = ProgramError(
+        f"random program: no value to make {target} from",
+        expected="an input with the batch" if batched else "an input without the batch",
+        found=", ".join(map(str, draft.builder.inputs)),
+    )
+    for value in found:
+        try:
+            return _fitted(draft, value, target)
+        except ProgramError as error:
+            refusal = error
+    raise refusal
+
+
+def _fitted(draft: Draft, last: int, target: TensorType) -> int:
     last = _fit_rank(draft, last, target)
     axes = [a for a in range(target.rank) if draft.shape(last)[a] != target.shape[a]]
     # shrink before growing, so that no intermediate is larger than it must be
@@ -126,9 +133,8 @@ def _fit_rank(draft: Draft, value: int, target: TensorType) -> int:
         if perm != list(range(len(perm))):
             value = draft.emit("transpose", value, perm=tuple(perm))
     while draft.type(value).rank > target.rank:
-        shape = list(draft.shape(value))
-        axis = max(a for a, d in enumerate(shape) if d != BATCH)
-        value = draft.emit("mean", value, axes=(axis,), keepdims=0)
+        axis = max(a for a, d in enumerate(draft.shape(value)) if d != BATCH)
+        value = _first_way(draft, _DROPPING, value, axis, 0)
     shape = list(draft.shape(value))
     missing = target.rank - len(shape)
     if missing:
@@ -145,8 +151,15 @@ def _fit_rank(draft: Draft, value: int, target: TensorType) -> int:
 
 
 def _fit_axis(draft: Draft, value: int, axis: int, size: int) -> int:
-    """Change the size of one axis in one of the ways that are allowed."""
-    ways = list(_AXIS_WAYS)
+    """Change the size of one axis."""
+    return _first_way(draft, _RESIZING, value, axis, size)
+
+
+Way = Callable[[Draft, int, int, int], int]  # (draft, value, axis, new size; 0: the axis goes) -> value
+
+
+def _first_way(draft: Draft, ways: tuple[Way, ...], value: int, axis: int, size: int) -> int:
+    """The first way, in random order, that applies and is allowed. Raises ProgramError where none does."""
     for index in draft.rng.permutation(len(ways)):
         try:
             return ways[int(index)](draft, value, axis, size)
@@ -157,6 +170,22 @@ def _fit_axis(draft: Draft, value: int, axis: int, size: int) -> int:
         expected="contract and param, or the structure instructions, among the allowed",
         found=", ".join(sorted(draft.allowed)),
     )
+
+
+def _averaged(draft: Draft, value: int, axis: int, size: int) -> int:
+    return draft.emit("mean", value, axes=(axis,), keepdims=0)
+
+
+def _weighed(draft: Draft, value: int, axis: int, size: int) -> int:
+    """A contraction of the axis with a vector."""
+    letters = "nchwdefg"[: draft.type(value).rank]
+    weight = draft.param("w", (draft.size(value, axis),))
+    return draft.emit(
+        "contract", value, weight, einsum=f"{letters},{letters[axis]}->{letters.replace(letters[axis], '')}"
+    )
+
+
+_DROPPING: tuple[Way, ...] = (_averaged, _weighed)
 
 
 def _mixed(draft: Draft, value: int, axis: int, size: int) -> int:
@@ -202,7 +231,7 @@ def _padded(draft: Draft, value: int, axis: int, size: int) -> int:
     return draft.emit("pad", value, pads=tuple(pads), value=0.0)
 
 
-_AXIS_WAYS = (_mixed, _pooled, _subsampled, _cut, _repeated, _padded)
+_RESIZING: tuple[Way, ...] = (_mixed, _pooled, _subsampled, _cut, _repeated, _padded)
 
 
 # ---- values ---------------------------------------------------------------------------------------------
