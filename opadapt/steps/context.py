@@ -17,6 +17,7 @@ from opadapt.journal import Journal, content_key
 from opadapt.measure.device import Device, open_device
 from opadapt.model.graph import Model
 from opadapt.model.load import load
+from opadapt.model.save import write_atomic
 from opadapt.report.progress import Progress
 from opadapt.search.space import Space, load_space
 from opadapt.steps.workers import Workers
@@ -86,6 +87,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1) as device,
     ):
+        write_atomic(folder / "original.onnx", experiment.model.read_bytes())
         # samples of other versions are never mixed: a run resumed on other software measures again
         state = device.conditions()
         measured_on = content_key(
