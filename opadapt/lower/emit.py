@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,18 @@ class Static:
     shape: tuple[int, ...]
 
 
-def layout_of(view: View, static: Static) -> Layout | None:
-    """The static operand as a layout of one parameter that nobody else reads; None where it is not one."""
+def layout_of(view: View, static: Static, agreed: Collection[str] = ()) -> Layout | None:
+    """The static operand as a layout of one parameter; None where it is not one.
+
+    Nobody else may read the parameter, unless its name is in ``agreed``: all its readers want the same layout.
+    """
     value, perm, shape = static.value, static.perm, static.shape
-    while view.private(value):
+    while view.is_op(value, "param") or view.private(value):
         step = view.program[value]
         if step.op == "param":
-            return Layout(step.attr["name"], step.attr["shape"], perm, shape)
+            name = step.attr["name"]
+            alone = name in agreed or view.private(value)
+            return Layout(name, step.attr["shape"], perm, shape) if alone else None
         if step.op == "reshape" and perm == tuple(range(len(perm))):
             perm = tuple(range(view.type(step.args[0]).rank))
         elif step.op == "transpose":
@@ -79,6 +84,7 @@ class Emitter:
         self.constants: set[str] = set()
         # values are named as in the program's textual form; no parameter name begins with %
         self.names: dict[int, str] = dict(enumerate(inputs))
+        self.agreed: frozenset[str] = frozenset()  # see layout_of
         self._serial = 0
 
     def target(self, value: int) -> str:
@@ -139,7 +145,7 @@ class Emitter:
 
     def static(self, static: Static) -> str:
         """The tensor of a static operand: an initializer already laid out, or nodes that lay it out."""
-        layout = layout_of(self.view, static)
+        layout = layout_of(self.view, static, self.agreed)
         if layout is not None:
             return self.parameter(layout)
         name, shape = self.names[static.value], self.view.shape(static.value)

@@ -47,8 +47,8 @@ def _match(view: View, value: int) -> Match:
     return PLAIN[op](view, value)
 
 
-def _cover(view: View) -> dict[int, Match]:
-    """For every value that must have a tensor, how it is made."""
+def _cover(view: View, agreed: frozenset[str] = frozenset()) -> dict[int, Match]:
+    """For every value that must have a tensor, how it is made (``agreed``: see layout_of)."""
     first = len(view.program.inputs)
     cover: dict[int, Match] = {}
     demanded = {view.program.output}
@@ -57,8 +57,23 @@ def _cover(view: View) -> dict[int, Match]:
         if value in demanded:
             cover[value] = match = _match(view, value)
             demanded.update(match.operands)
-            demanded.update(s.value for s in match.statics if layout_of(view, s) is None)
+            demanded.update(s.value for s in match.statics if layout_of(view, s, agreed) is None)
     return cover
+
+
+def _agreed(view: View, cover: Mapping[int, Match]) -> frozenset[str]:
+    """The parameters that several kernels read, all of them in the same layout."""
+    wanted: dict[str, list[Layout]] = {}
+    for match in cover.values():
+        for static in match.statics:
+            layout = layout_of(view, static, view.param_readers)
+            if layout is not None:
+                wanted.setdefault(layout.param, []).append(layout)
+    return frozenset(
+        name
+        for name, layouts in wanted.items()
+        if len(set(layouts)) == 1 < len(layouts) == view.param_readers[name]
+    )
 
 
 def lower(program: Program, binding: Binding, inputs: Sequence[str], output: str, prefix: str) -> Lowered:
@@ -74,7 +89,11 @@ def lower(program: Program, binding: Binding, inputs: Sequence[str], output: str
     out = Emitter(view, binding, inputs, output, prefix)
     if view.step(program.output) is None:
         out.node("Identity", [inputs[program.output]], output)
-    for value, match in sorted(_cover(view).items()):
+    cover = _cover(view)
+    out.agreed = _agreed(view, cover)
+    if out.agreed:
+        cover = _cover(view, out.agreed)
+    for value, match in sorted(cover.items()):
         target = out.target(value)
         match.emit(out, target)
         out.names.setdefault(value, target)

@@ -50,7 +50,8 @@ class View:
         return counts
 
     @cached_property
-    def _param_readers(self) -> Counter[str]:
+    def param_readers(self) -> Counter[str]:
+        """How often each parameter is read, under whatever value number."""
         counts: Counter[str] = Counter()
         for value in self.live:
             if self.is_op(value, "param"):
@@ -71,7 +72,7 @@ class View:
     def private(self, value: int) -> bool:
         """Whether exactly one live instruction reads a value, once, and it is not the output."""
         if self.is_op(value, "param"):
-            return self._param_readers[self.program[value].attr["name"]] == 1 and value != self.program.output
+            return self.param_readers[self.program[value].attr["name"]] == 1 and value != self.program.output
         return self.readers[value] == 1 and value != self.program.output
 
     def fill(self, value: int) -> float | None:

@@ -306,6 +306,17 @@ def test_a_weight_read_twice_stays_one_initializer() -> None:
     assert lowered.layout["r0/w"].shape == (6, 6)
 
 
+def test_a_weight_read_twice_alike_is_laid_out_once() -> None:
+    p = program(
+        """%1 = param name="w" shape=(6,6)
+        %2 = contract %0 %1 einsum="nchw,oc->nohw"
+        %3 = contract %2 %1 einsum="nchw,oc->nohw\""""
+    )
+    assert check(p) == ["Conv", "Conv"]
+    lowered = lower(p, bind(p), ["in"], "out", "r0/")
+    assert lowered.layout["r0/w"].shape == (6, 6, 1, 1)
+
+
 def _leaf(op: str) -> Program:
     builder = Builder([TensorType(("N", 2))])
     made: dict[str, Callable[[], int]] = {
