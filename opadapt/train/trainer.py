@@ -34,8 +34,10 @@ from opadapt.train.preprocess import augment
 from opadapt.train.signature import inputs_of
 from opadapt.train.speed import Execution, candidates, fastest
 from opadapt.train.statistics import estimate_statistics
+from opadapt.train.teacher import Teacher
 
 _REPORT_EVERY_S = 1.0
+_SAVE_EVERY_S = 60.0
 _STATISTICS_BATCHES = 16
 _RATE_CUTS = 4  # how often a diverged epoch is repeated at a quarter of the rate
 
@@ -66,7 +68,7 @@ class Trainer:
         )
         self.student = build(with_outputs(student, [*(h.tensor for h in heads), *config.features]))
         originals = heads_of(teacher, dataset.label_kind == "classes")
-        self.teacher = build(with_outputs(teacher, [*(h.tensor for h in originals), *config.features]))
+        self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *config.features])
         if not parameter_names(self.student):
             raise Refused("finetune", "the model has no weights to train")
         self.batch = min(config.batch, len(dataset.train))
@@ -96,7 +98,8 @@ class Trainer:
     def _begin(self) -> None:
         options = candidates(self.config.precision, self.config.threads)
         self.execution = fastest(options, self._trial_step)
-        self.execution.apply(self.student, self.teacher)
+        self.execution.apply(self.student)
+        self.teacher.apply(self.execution)
         batches = range(min(_STATISTICS_BATCHES, self.steps_per_epoch))
         estimate_statistics(
             self.student, batches, lambda step: self._forward(self.student, self._batch(step, self.batch)[0])
@@ -108,7 +111,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         self.execution = Execution(**state["execution"])
         self.student.load_state_dict(state["student"])
-        self.execution.apply(self.student, self.teacher)
+        self.execution.apply(self.student)
+        self.teacher.apply(self.execution)
         self.optimizer = self._make_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         average = state["average"]
@@ -159,17 +163,16 @@ class Trainer:
 
     def _loss(self, execution: Execution, student: nn.Module, step: int) -> Tensor:
         inputs, labels = self._batch(step, self.batch)
-        inputs = [execution.layout(x) for x in inputs]
+        wanted = self.teacher(inputs)
         labels = None if labels is None else labels.to(execution.device)
         with execution.autocast():
-            with torch.no_grad():
-                wanted = self._forward(self.teacher, inputs)
-            made = self._forward(student, inputs)
+            made = self._forward(student, [execution.layout(x) for x in inputs])
         return self.loss(made, wanted, labels)
 
     def _trial_step(self, execution: Execution) -> None:
         copied = copy.deepcopy(self.student)
-        execution.apply(copied, self.teacher)
+        execution.apply(copied)
+        self.teacher.apply(execution)
         copied.train()
         self._loss(execution, copied, 0).backward()  # type: ignore[no-untyped-call]
 
@@ -182,7 +185,7 @@ class Trainer:
         interrupted: Callable[[], bool],
     ) -> None:
         """Train until the budget is used up or somebody stops it; a checkpoint is written either way."""
-        reported = 0.0
+        reported = saved = self.elapsed_s
         while self._done() < 1.0:
             if interrupted():
                 self._save()
@@ -199,6 +202,9 @@ class Trainer:
             elif self.elapsed_s - reported >= _REPORT_EVERY_S:
                 on_progress(self._progress(loss))
                 reported = self.elapsed_s
+                if self.elapsed_s - saved >= _SAVE_EVERY_S:
+                    self._save()
+                    saved = self.elapsed_s
         within = self.step % self.steps_per_epoch
         if within and self._done() >= 1.0:  # the minutes ran out inside an epoch
             self._close_epoch(self.loss_sum / within)
