@@ -48,8 +48,10 @@ class Stages:
         latencies = self._stage(batch, alive, self.latency, results)
         alive = []
         for i, latency_s in latencies.items():
-            if latency_s < self.original_latency_s:
+            if latency_s < (1 - self.config.min_gain) * self.original_latency_s:
                 alive.append(i)
+            elif latency_s < self.original_latency_s:
+                results[i] = Refused("latency", f"saves less than {self.config.min_gain:.0%} of the original")
             else:
                 results[i] = Refused("latency", "no faster than the original")
         for i, damage in self._stage(batch, alive, self.damage, results).items():

@@ -46,6 +46,14 @@ def test_slow_and_crashed_candidates_are_not_trained() -> None:
     assert made.refusals["latency", "SIGILL"] == 1 and made.refusals["distil", "training diverged"] == 1
 
 
+def test_what_saves_too_little_is_not_worth_training() -> None:
+    damage = Counting([0.1])
+    made = stages(Counting([0.9, 0.79]), damage, SearchConfig(min_gain=0.2))
+    results = made.evaluate(BATCH[:2])
+    assert damage.asked == 1 and results[1] == Scores(0.79, 0.1)
+    assert isinstance(results[0], Refused) and results[0].reason == "saves less than 20% of the original"
+
+
 def test_static_bounds_cost_no_measurement() -> None:
     latency = Counting([0.5] * 6)
     results = stages(latency, Counting([0.1] * 6), SearchConfig(max_instructions=8)).evaluate(BATCH)
