@@ -90,6 +90,10 @@ class AccuracyFacts(_Part):
     unit: str = Field(description="what follows a number: '%', 'BPM', or nothing")
     higher_is_better: bool
     tolerance: float = Field(description="how much worse the adapted model may be, in the metric's unit")
+    reference: float | None = Field(
+        None,
+        description="the original's metric on data it was not trained on, where validation counts from there",
+    )
     validation: Scores
     test: Scores | None = Field(None, description="looked at once, after everything was decided")
 

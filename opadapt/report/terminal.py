@@ -76,7 +76,8 @@ def _summary(report: Report) -> RenderableType:
 def _accuracy_rows(accuracy: AccuracyFacts) -> Iterator[Sequence[object]]:
     for split, scores in accuracy.splits:
         values = (wording.score(v, accuracy.unit) for v in (scores.original, scores.adapted))
-        yield (f"{accuracy.metric}, {split} ({scores.samples})", *values)
+        by = " against reference" if split == "validation" and accuracy.reference is not None else ""
+        yield (f"{accuracy.metric}, {split} ({scores.samples}){by}", *values)
 
 
 def _replacements(report: Report) -> RenderableType | None:

@@ -65,6 +65,8 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
         final, changed = context.original, False
     profile = measure(context, final, "adapted")
     accuracy = None if context.dataset is None else _accuracy(context, context.dataset, final)
+    if accuracy is not None and accuracy.test is not None and changed:
+        _check_test(context, accuracy, accuracy.test)
     report = Report(
         name=experiment.name or context.folder.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,9 +163,20 @@ def _accuracy(context: Context, dataset: Dataset, final: Model) -> AccuracyFacts
         unit="%" if metric.points == 100 else "",
         higher_is_better=metric.higher_is_better,
         tolerance=verdicts["validation"].allowed,
+        reference=context.experiment.tolerance.reference_points,
         validation=scores["validation"],
         test=scores["test"],
     )
+
+
+def _check_test(context: Context, accuracy: AccuracyFacts, test: Scores) -> None:
+    """Acceptance was decided on validation; where the test data says otherwise, the report says so first."""
+    sign = -1 if accuracy.higher_is_better else 1
+    if sign * test.difference.value > accuracy.tolerance:
+        context.warn(
+            f"the test data contradicts the acceptance: {accuracy.metric} changed by "
+            f"{test.difference.value:+.2f} there, the tolerance is {accuracy.tolerance:.2f}"
+        )
 
 
 def _verdict(context: Context, latency: LatencyFacts, history: History, changed: bool) -> Verdict:

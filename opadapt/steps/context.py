@@ -87,7 +87,8 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1) as device,
     ):
-        write_atomic(folder / "original.onnx", experiment.model.read_bytes())
+        assert original.source.original is not None
+        write_atomic(folder / "original.onnx", original.source.original.SerializeToString())
         # samples of other versions are never mixed: a run resumed on other software measures again
         state = device.conditions()
         measured_on = content_key(

@@ -21,6 +21,8 @@ from opadapt.steps.context import Context
 from opadapt.steps.latency import GroupLatency
 from opadapt.steps.training import GroupTraining
 
+_KINDS = ("block", "chain", "operator")
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -30,6 +32,10 @@ class Ranked:
     latency_s: float
     parameters: int
     score: float
+
+    @property
+    def kind(self) -> str:
+        return self.group.members[0].region.kind
 
     @property
     def member_s(self) -> float:
@@ -65,19 +71,23 @@ def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked
         weight = settings.rank.weight
         score = weight * latency_s / profile.wall.value + (1 - weight) * parameters / total_parameters
         found.append(Ranked(group, latency_s, parameters, score))
-    # of equal scores the larger regions: they hold what the smaller ones hold, and leave more room
-    found.sort(key=lambda r: (-r.score, -len(r.group.members[0].region.nodes), r.group.key))
-    return _without_overlap(found, cost_of={n: c.latency_s for n, c in cost.items()}, context=context)
+    # larger kinds first: a block holds what its operators hold and leaves more room; operators alone take what
+    # no block covers. Of equal scores likewise the larger region.
+    found.sort(
+        key=lambda r: (_KINDS.index(r.kind), -r.score, -len(r.group.members[0].region.nodes), r.group.key)
+    )
+    chosen = _without_overlap(found, {n: c.latency_s for n, c in cost.items()}, settings.search.max_overlap)
+    return sorted(chosen, key=lambda r: -r.score)[: settings.search.top_groups]
 
 
-def _without_overlap(found: Sequence[Ranked], cost_of: dict[str, float], context: Context) -> list[Ranked]:
+def _without_overlap(found: Sequence[Ranked], cost_s: dict[str, float], most: float) -> list[Ranked]:
+    """Those of which at most the share ``most`` of the latency lies in groups chosen before them."""
     chosen: list[Ranked] = []
     covered: set[str] = set()
-    search = context.experiment.search
     for ranked in found:
         nodes = {n for member in ranked.group.members for n in member.region.nodes}
-        shared_s = sum(cost_of.get(n, 0.0) for n in nodes & covered)
-        if len(chosen) < search.top_groups and shared_s <= search.max_overlap * ranked.latency_s:
+        shared_s = sum(cost_s.get(n, 0.0) for n in nodes & covered)
+        if ranked.latency_s > 0 and shared_s <= most * ranked.latency_s:
             chosen.append(ranked)
             covered |= nodes
     return chosen
