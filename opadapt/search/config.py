@@ -18,6 +18,9 @@ class SearchConfig(BaseModel):
         le=1,
         description="skip a group if more than this share of its latency is in groups already chosen",
     )
+    max_region_nodes: int = Field(
+        10, ge=1, description="largest region to search as one program; what is larger is searched in parts"
+    )
     population: int = Field(12, ge=4, description="programs kept from one generation to the next, per group")
     generations: int = Field(3, ge=0, description="generations after the seeds, per group")
     crossover: float = Field(0.3, ge=0, le=1, description="probability that a child has two parents")

@@ -64,7 +64,8 @@ def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked
     cost = {node.name: node for node in profile.nodes}
     found: list[Ranked] = []
     total_parameters = max(sum(node.parameters for node in profile.nodes), 1)
-    for group in groups(model, regions(model)):
+    small = [r for r in regions(model) if len(r.nodes) <= settings.search.max_region_nodes]
+    for group in groups(model, small):
         nodes = [cost[n] for member in group.members for n in member.region.nodes if n in cost]
         latency_s = sum(node.latency_s for node in nodes)
         parameters = sum(node.parameters for node in nodes)
