@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,7 +108,7 @@ def run(
     experiment = _experiment(ctx.params)
     _check(experiment)
     experiment, folder = create_run(experiment)
-    _adapt(experiment, folder)
+    _adapt(experiment, folder, new=True)
 
 
 @app.command()
@@ -246,8 +247,9 @@ def _check(experiment: Experiment) -> None:
             raise DataError(f"no data at {place}", expected="an existing file or folder", found="nothing")
 
 
-def _adapt(experiment: Experiment, folder: Path) -> None:
+def _adapt(experiment: Experiment, folder: Path, new: bool = False) -> None:
     from opadapt.adapt import adapt
+    from opadapt.journal import JOURNAL_FILE
 
     try:
         with _progress() as progress:
@@ -256,7 +258,10 @@ def _adapt(experiment: Experiment, folder: Path) -> None:
         _complain(f"interrupted; go on with: opadapt resume {folder}")
         raise typer.Exit(INTERRUPTED) from error
     except OpadaptError:
-        _complain(f"the run folder is {folder}; once the cause is gone: opadapt resume {folder}")
+        if (folder / JOURNAL_FILE).exists():
+            _complain(f"the run folder is {folder}; once the cause is gone: opadapt resume {folder}")
+        elif new:  # refused before anything was paid for: there is nothing to go on with
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     _show(found, folder)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from opadapt.errors import RunError
 
+JOURNAL_FILE = "journal.sqlite"
 SCHEMA_VERSION = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -58,7 +59,7 @@ class Journal:
         self.folder = folder
         with _storage("open"):
             (folder / "weights").mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None)
+            self._db = sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_TABLES)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from opadapt.errors import RunError
+from opadapt.errors import ModelError, RunError
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal, content_key
 from opadapt.measure.device import Device, open_device
@@ -22,6 +22,8 @@ from opadapt.report.progress import Progress
 from opadapt.search.space import Space, load_space
 from opadapt.steps.workers import Workers
 from opadapt.train.data import Dataset, load_data
+from opadapt.train.evaluate import predict
+from opadapt.train.metrics import make_metric
 
 
 @dataclass
@@ -63,12 +65,29 @@ class Context:
         self.progress.note(text)
 
 
+def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> None:
+    """What would otherwise show only after hours: that the model can be trained and the metric be computed."""
+    if not original.has_batch:
+        raise ModelError(
+            "the model's batch is fixed, so it cannot be trained",
+            expected="a model that computes any batch",
+            do="export it with a free batch, or run without data: exact replacements only",
+        )
+    metric = make_metric(experiment.metric)
+    for split in (dataset.validation, dataset.test):
+        few = split.take(slice(0, 8))
+        outputs = predict(original.proto, few, dataset.preprocess)
+        metric(outputs, metric.target(few.labels, outputs))
+
+
 @contextlib.contextmanager
 def open_context(experiment: Experiment, folder: Path, progress: Progress) -> Iterator[Context]:
     """Everything a run needs, checked before anything is paid for, and closed at its end."""
     progress.stage("load the model, the data and the device")
     original = load(experiment.model, experiment.shapes)
     dataset = None if experiment.data is None else load_data(experiment.data, original)
+    if dataset is not None:
+        _check_usable(experiment, original, dataset)
     space = load_space(experiment.search.space)
     lock = FileLock(folder / "run.lock", timeout=0)
     cache = folder / "cache"
