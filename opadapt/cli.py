@@ -130,7 +130,7 @@ def profile(
 ) -> None:
     """Show where the time of a model goes on a device, worst node first."""
     from opadapt.experiment import parse_shape
-    from opadapt.measure.device import open_device
+    from opadapt.measure.opening import open_device
     from opadapt.measure.profile import profile as measure
     from opadapt.measure.rank import RankConfig, rank_nodes
     from opadapt.measure.timing import Timing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -116,14 +116,3 @@ def load_facts(name: str) -> Facts:
     if (facts.transport == "null") != (facts.cost is not None):
         raise ConfigError(f"{path}: a null device, and no other, has a 'cost'", found=f"{facts.transport}")
     return facts
-
-
-def open_device(name: str, threads: int = 1) -> Device:
-    """The device of that name: use it as a context manager. Raises ConfigError, DeviceError."""
-    # here, because both build on this module
-    from opadapt.measure.local import LocalDevice
-    from opadapt.measure.null import NullDevice
-
-    facts = load_facts(name)
-    kinds: dict[str, Callable[[Facts, int], Device]] = {"null": NullDevice, "local": LocalDevice}
-    return kinds[facts.transport](facts, threads)

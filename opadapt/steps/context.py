@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from opadapt.errors import ModelError, RunError
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal, content_key
-from opadapt.measure.device import Device, open_device
+from opadapt.measure.device import Device
+from opadapt.measure.opening import open_device
 from opadapt.model.graph import Model
 from opadapt.model.load import load
 from opadapt.model.save import write_atomic

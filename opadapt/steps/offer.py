@@ -17,6 +17,7 @@ from opadapt.steps.activations import Activations
 from opadapt.steps.context import Context
 from opadapt.steps.explore import Explored
 from opadapt.steps.inputs import sample
+from opadapt.steps.paid import paid_once
 from opadapt.steps.training import GroupTraining, Trained
 from opadapt.steps.workers import DamageTask, run_damage
 from opadapt.train.damage import output_kind
@@ -84,22 +85,16 @@ class _Damage:
         self.kind = output_kind(reference, dataset.label_kind != "values" and reference.ndim == 2)
 
     def __call__(self, items: Sequence[tuple[Member, Candidate, Trained]]) -> list[float]:
-        journal, workers = self.context.journal, self.context.workers
-        keys = [content_key(self.tag, m.region.name, c.digest, t.nmse) for m, c, t in items]
-        missing = [i for i, key in enumerate(keys) if journal.find("damage", key) is None]
-        done = len(items) - len(missing)
-        for start in range(0, len(missing), workers.chunk):
-            chunk = missing[start : start + workers.chunk]
-            for i in chunk:
-                journal.start("damage", keys[i])
-            results = workers.map(run_damage, [self._task(*items[i]) for i in chunk])
-            for i, harm in zip(chunk, results, strict=True):
-                value = harm.value if np.isfinite(harm.value) else None
-                journal.finish("damage", keys[i], {"damage": value}, harm.seconds)
-                done += 1
-                self.context.progress.advance(done, "compared")
-        rows = [journal.find("damage", key) for key in keys]
-        return [float("inf") if r is None or r["damage"] is None else float(r["damage"]) for r in rows]
+        rows = paid_once(
+            self.context,
+            "damage",
+            [content_key(self.tag, m.region.name, c.digest, t.nmse) for m, c, t in items],
+            run_damage,
+            lambda i: self._task(*items[i]),
+            lambda i, harm: {"damage": harm.value if np.isfinite(harm.value) else None},
+            "compared",
+        )
+        return [float("inf") if row["damage"] is None else float(row["damage"]) for row in rows]
 
     def _task(self, member: Member, candidate: Candidate, trained: Trained) -> DamageTask:
         changed = splice(self.model, {member.region: (candidate.program, trained.binding)})

@@ -17,6 +17,7 @@ from opadapt.search.candidate import Candidate
 from opadapt.search.stages import Results
 from opadapt.steps.activations import Activations
 from opadapt.steps.context import Context
+from opadapt.steps.paid import paid_once
 from opadapt.steps.workers import DistilResult, DistilTask, run_distil
 from opadapt.train.distil import DistilConfig
 
@@ -74,21 +75,16 @@ class GroupTraining:
     def _train(
         self, tasks: Sequence[tuple[Candidate, int]], config: DistilConfig
     ) -> list[dict[str, Any] | str]:
-        journal, workers = self.context.journal, self.context.workers
-        keys = [self._key(c, m, config) for c, m in tasks]
-        missing = [i for i, key in enumerate(keys) if journal.find("distil", key) is None]
-        done = len(tasks) - len(missing)
-        for start in range(0, len(missing), workers.chunk):
-            chunk = missing[start : start + workers.chunk]
-            for i in chunk:
-                journal.start("distil", keys[i])
-            made = workers.map(run_distil, [self._task(*tasks[i], config) for i in chunk])
-            for i, result in zip(chunk, made, strict=True):
-                journal.finish("distil", keys[i], self._stored(tasks[i], result), result.seconds)
-                done += 1
-                self.context.progress.advance(done, "trained")
-        rows = [journal.find("distil", key) for key in keys]
-        return [row.get("refused", row) for row in rows if row is not None]
+        rows = paid_once(
+            self.context,
+            "distil",
+            [self._key(c, m, config) for c, m in tasks],
+            run_distil,
+            lambda i: self._task(*tasks[i], config),
+            lambda i, result: self._stored(tasks[i], result),
+            "trained",
+        )
+        return [row.get("refused", row) for row in rows]
 
     def _task(self, candidate: Candidate, member: int, config: DistilConfig) -> DistilTask:
         region = self.group.members[member].region

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from opadapt.errors import ConfigError
-from opadapt.measure.device import load_facts, open_device
+from opadapt.measure.device import load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.null import NullDevice
+from opadapt.measure.opening import open_device
 from opadapt.resources import shipped_names
 
 

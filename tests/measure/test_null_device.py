@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opadapt.measure.device import open_device
+from opadapt.measure.opening import open_device
 from opadapt.measure.timing import Timing, faster, noise_floor, ratio
 from opadapt.model.graph import Model
 from opadapt.model.save import at_batch
@@ -44,7 +44,7 @@ def test_repeats_itself_exactly(cnn: Callable[..., Model], quick: Timing) -> Non
 
 def test_is_the_same_in_another_process() -> None:
     program = (
-        "import sys; from opadapt.measure.device import open_device; from opadapt.measure.timing import Timing\n"
+        "import sys; from opadapt.measure.opening import open_device; from opadapt.measure.timing import Timing\n"
         "print(repr(float(open_device('null').time([sys.stdin.buffer.read()], Timing()).latency_s[0, 0])))"
     )
     model = conv_model(4)
