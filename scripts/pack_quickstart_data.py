@@ -26,7 +26,8 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("configs/quickstart/fashion_mnist.npz"))
-    parser.add_argument("--train", type=int, default=3000, help="training images to keep")
+    parser.add_argument("--train", type=int, default=4900, help="training images to keep")
+    parser.add_argument("--test", type=int, default=4400, help="test images to keep")
     arguments = parser.parse_args()
 
     with np.load(arguments.data, allow_pickle=False) as archive:
@@ -34,7 +35,7 @@ def main() -> None:
     parts = {
         "train": (source["train_x"][: arguments.train], source["train_y"][: arguments.train]),
         "validation": (source["train_x"][-HELD_OUT:], source["train_y"][-HELD_OUT:]),
-        "test": (source["test_x"], source["test_y"]),
+        "test": (source["test_x"][: arguments.test], source["test_y"][: arguments.test]),
     }
     with zipfile.ZipFile(arguments.out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive_out:
         for part, (images, labels) in parts.items():
@@ -48,7 +49,7 @@ def main() -> None:
     counts = ", ".join(f"{len(labels)} {part}" for part, (_, labels) in parts.items())
     print(f"{arguments.out}: {counts} images, {size} bytes")
     if size > MAX_BYTES:
-        raise SystemExit(f"{size} bytes is over {MAX_BYTES}: keep fewer training images (--train)")
+        raise SystemExit(f"{size} bytes is over {MAX_BYTES}: keep fewer images (--train, --test)")
 
 
 if __name__ == "__main__":
