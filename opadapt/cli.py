@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -295,4 +296,7 @@ def _complain(text: str) -> None:
 
 def main() -> None:
     """The entry point of the ``opadapt`` script."""
+    # Training threads that spin while they wait are several times slower wherever anything else runs. Read when
+    # torch loads, so it cannot be a setting of the training.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
