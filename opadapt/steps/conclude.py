@@ -19,7 +19,7 @@ from opadapt.model.fold import fold
 from opadapt.model.graph import Model
 from opadapt.model.load import read
 from opadapt.model.regions import unsupported
-from opadapt.model.save import export
+from opadapt.model.save import export, write_atomic
 from opadapt.model.shapes import set_dims
 from opadapt.report.data import (
     AccuracyFacts,
@@ -39,6 +39,7 @@ from opadapt.report.html import write_html
 from opadapt.steps.assemble import difference
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import Context
+from opadapt.steps.exact import NOTHING
 from opadapt.steps.history import History
 from opadapt.steps.tuning import compare, metric_of
 from opadapt.train.data import Dataset
@@ -55,14 +56,15 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     context.progress.stage("export and measure the exported file against the original")
     export(final, path, experiment.opset)
     latency, conditions = _latency(context, path)
-    changed = bool(history.replacements)
+    changed = history.changed
     if changed and not latency.is_gain:
         context.warn("the adapted model is not faster beyond the noise: the original is exported unchanged")
-        history.exact, history.accepted = [], []
-        history.reason = "no gain above the noise floor"
-        export(context.original, path, experiment.opset)
+        history.withdraw("no gain above the noise floor" if context.dataset is not None else NOTHING)
+        changed = False
+    if not changed:
+        final = context.original
+        _export_original(context, path)
         latency, conditions = _latency(context, path)
-        final, changed = context.original, False
     profile = measure(context, final, "adapted")
     accuracy = None if context.dataset is None else _accuracy(context, context.dataset, final)
     if accuracy is not None and accuracy.test is not None and changed:
@@ -99,6 +101,14 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     write_json(report, context.folder / "report.json")
     write_html(report, context.folder / "report.html")
     return report
+
+
+def _export_original(context: Context, path: Path) -> None:
+    """The original as it was given, unless another opset is asked for."""
+    if context.experiment.opset is None:
+        write_atomic(path, (context.folder / "original.onnx").read_bytes())
+    else:
+        export(context.original, path, context.experiment.opset)
 
 
 def _latency(context: Context, path: Path) -> tuple[LatencyFacts, Mapping[str, Any]]:

@@ -20,6 +20,7 @@ from opadapt.steps.history import History
 from opadapt.steps.latency import GroupLatency, spliced
 
 TOLERANCE = 1e-4  # relative to the largest output; float32 kernels of other order differ by about 1e-6
+NOTHING = "nothing exact and faster was found"
 GAIN = 0.99  # a candidate must take at most this share of the original's latency to be worth measuring again
 
 
@@ -40,8 +41,11 @@ def exact(context: Context, baseline: Profile, history: History) -> Model:
             history.exact += [
                 _replacement(m, candidate, ranked.member_s, latency_s) for m in ranked.group.members
             ]
+    history.folded = len(context.original.nodes) - len(fold(context.original).nodes)
     history.reason = (
-        f"{len(history.exact)} exact replacements" if history.exact else "nothing exact and faster was found"
+        f"{len(history.exact)} exact replacements, {history.folded} nodes folded away"
+        if history.changed
+        else NOTHING
     )
     return model
 

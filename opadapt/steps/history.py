@@ -25,6 +25,7 @@ class History:
     training: list[TrainingPoint] = field(default_factory=list)
     accepted: list[Offer] = field(default_factory=list)
     exact: list[Replacement] = field(default_factory=list)
+    folded: int = 0  # nodes that folding took away, without data
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
     reason: str = "nothing was tried"
 
@@ -37,6 +38,14 @@ class History:
         if assembled.accepted is not None:
             self.accepted.extend(assembled.accepted.offers)
         self.reason = assembled.reason
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.exact or self.accepted or self.folded)
+
+    def withdraw(self, reason: str) -> None:
+        """Nothing of it is exported after all."""
+        self.exact, self.accepted, self.folded, self.reason = [], [], 0, reason
 
     @property
     def replacements(self) -> tuple[Replacement, ...]:
