@@ -34,7 +34,10 @@ class SearchConfig(BaseModel):
         description="refuse a program with more multiply-accumulates than this, times the original's",
     )
     min_gain: float = Field(
-        0.15, ge=0, lt=1, description="share of a region's latency that a program must save to be trained at all"
+        0.15,
+        ge=0,
+        lt=1,
+        description="share of a region's latency that a program must save to be trained at all",
     )
     finalists: int = Field(
         6, ge=1, description="programs per group distilled for every member and offered to selection"

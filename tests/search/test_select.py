@@ -20,9 +20,7 @@ def options_of(seed: int) -> list[Option]:
     for i in range(int(rng.integers(1, 10))):
         first = int(rng.integers(5))
         nodes = tuple(f"n{k}" for k in range(first, min(5, first + int(rng.integers(1, 4)))))
-        made.append(
-            Option(f"r{i}", nodes, float(rng.uniform(1e-6, 5e-5)), float(rng.uniform(0, 1)), f"k{i}")
-        )
+        made.append(Option(f"r{i}", nodes, float(rng.uniform(1e-6, 5e-5)), float(rng.uniform(0, 1)), f"k{i}"))
     return made
 
 

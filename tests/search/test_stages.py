@@ -74,4 +74,6 @@ def test_what_does_not_lower_is_refused_by_name() -> None:
 def test_results_keep_the_order_of_the_batch() -> None:
     latency = Counting([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     results = stages(latency, Counting([0.1] * 6)).evaluate(BATCH)
-    assert [r.latency_s for r in results if isinstance(r, Scores)] == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert [r.latency_s for r in results if isinstance(r, Scores)] == pytest.approx(
+        [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    )

@@ -120,9 +120,7 @@ def test_killed_five_times_and_resumed(story: tuple[Report, Path], tmp_path: Pat
     program.write_text(script)
     moments, kills, finished_before = random.Random(7), 0, 0
     for _ in range(40):
-        process = subprocess.Popen(
-            [sys.executable, str(program), str(folder)], start_new_session=True
-        )
+        process = subprocess.Popen([sys.executable, str(program), str(folder)], start_new_session=True)
         wanted = finished_before + moments.randint(1, 12)
         while process.poll() is None and kills < 5:
             counts = Journal(folder).counts() if (folder / "journal.sqlite").exists() else {}

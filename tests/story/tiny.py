@@ -40,9 +40,7 @@ def write_model(path: Path, seed: int = 0) -> Path:
     nodes.append(helper.make_node("Flatten", ["pool"], ["flat"], name="flat"))
     weight("head.w", (CLASSES, CHANNELS), 6.0)
     weight("head.b", (CLASSES,), 0.1)
-    nodes.append(
-        helper.make_node("Gemm", ["flat", "head.w", "head.b"], ["logits"], name="head", transB=1)
-    )
+    nodes.append(helper.make_node("Gemm", ["flat", "head.w", "head.b"], ["logits"], name="head", transB=1))
     graph = helper.make_graph(
         nodes,
         "tiny",

@@ -15,7 +15,9 @@ OTHER = LOGITS + RNG.standard_normal((50, 10)).astype(np.float32)
 
 def test_same_outputs_do_no_damage() -> None:
     assert damage(LOGITS, LOGITS, "logits") == 0.0
-    assert damage(LOGITS, LOGITS + 5, "logits") == pytest.approx(0.0, abs=1e-6)  # softmax does not see a shift
+    assert damage(LOGITS, LOGITS + 5, "logits") == pytest.approx(
+        0.0, abs=1e-6
+    )  # softmax does not see a shift
     assert damage(LOGITS, LOGITS, "values") == 0.0
 
 
