@@ -1,0 +1,63 @@
+"""Workers: results in order, gone with their parent, a dead one is an error that says what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from opadapt.errors import RunError
+from opadapt.steps.workers import Workers
+
+
+def double(x: int) -> int:
+    time.sleep(0.02 * (3 - x % 3))
+    return 2 * x
+
+
+def die(x: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    with Workers(2) as workers:
+        assert list(workers.map(double, list(range(9)))) == [2 * x for x in range(9)]
+
+
+def test_a_dead_worker_is_reported() -> None:
+    with Workers(1) as workers, pytest.raises(RunError, match="worker process died"):
+        list(workers.map(die, [1]))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time; from opadapt.steps.workers import Workers\n"
+        "def pid(_): time.sleep(0.2); return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    w = Workers(2); print(*set(w.map(pid, range(6))), flush=True); time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(p) for p in parent.stdout.readline().split()]
+    assert pids and all(alive(p) for p in pids)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(alive(p) for p in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(p) for p in pids)
