@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from opadapt.errors import OpadaptError, Refused
-from opadapt.ir.cost import count_macs
+from opadapt.ir.cost import count_bytes, count_macs, count_params
+from opadapt.ir.interpret import run
 from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
 from opadapt.search.evolve import Scores
+
+PROBE_DECIMALS = 4  # of the largest output; equal functions differ by float rounding, about 1e-6
 
 Results = list[float | Refused]
 Stage = Callable[[Sequence[Candidate]], Results]
@@ -33,6 +39,7 @@ class Stages:
     latency: Stage
     damage: Stage
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    probed: set[tuple[bytes, int, int, int]] = field(default_factory=set)
 
     def evaluate(self, batch: Sequence[Candidate]) -> list[Scores | Refused]:
         """Scores or a refusal for each candidate, in order."""
@@ -41,6 +48,7 @@ class Stages:
         for i, candidate in enumerate(batch):
             try:
                 self._static(candidate)
+                self._repeated(candidate)
                 self._lower(candidate)
                 alive.append(i)
             except Refused as refused:
@@ -85,6 +93,20 @@ class Stages:
             raise Refused("static", f"more than {self.config.max_macs_ratio:g} times the original's MACs")
         if 0 not in {a for step in candidate.program.body for a in step.args} | {candidate.program.output}:
             raise Refused("static", "the input is not used")
+
+    def _repeated(self, candidate: Candidate) -> None:
+        """Another way to write a function that was tried at the same cost: nothing is measured or trained twice."""
+        program = candidate.program
+        rng = np.random.default_rng(0)
+        inputs = [rng.standard_normal(t.at_batch(1)).astype(np.float32) for t in program.inputs]
+        output = run(program, inputs, candidate.bindings[0])
+        scale = float(np.abs(output).max()) or 1.0
+        rounded = np.round(output / scale, PROBE_DECIMALS) + 0.0  # + 0.0: there is one zero
+        function = hashlib.sha256(rounded.tobytes()).digest()
+        key = (function, count_macs(program), count_bytes(program), count_params(program))
+        if key in self.probed:
+            raise Refused("seen", "computes the same as an earlier candidate, at the same cost")
+        self.probed.add(key)
 
     def _lower(self, candidate: Candidate) -> None:
         try:

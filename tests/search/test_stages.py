@@ -62,6 +62,15 @@ def test_static_bounds_cost_no_measurement() -> None:
     assert sum(isinstance(r, Refused) and r.stage == "static" for r in results) == long
 
 
+def test_the_same_function_at_the_same_cost_is_seen_once() -> None:
+    latency = Counting([0.5, 0.5])
+    made = stages(latency, Counting([0.1, 0.1]))
+    renamed = Candidate(BATCH[0].program, BATCH[0].bindings, "another way to the same place")
+    first, second = made.evaluate([BATCH[0], renamed])
+    assert first == Scores(0.5, 0.1) and latency.asked == 1
+    assert isinstance(second, Refused) and second.stage == "seen"
+
+
 def test_what_does_not_lower_is_refused_by_name() -> None:
     def lower(candidate: Candidate) -> None:
         raise ProgramError("no kernel for that")
