@@ -103,8 +103,10 @@ def scale(values: Sequence[float], length: float, *, zero: bool = False, flipped
 
 
 def operator_bars(operators: Sequence[OperatorCost]) -> tuple[Bar, ...]:
-    """The slowest operators of the original, worst first, one row each."""
-    worst = sorted(operators, key=lambda o: -o.latency_before_s)[:BARS_SHOWN]
+    """The slowest operators before or after, worst first, one row each; fused ones, which take no time, are left
+    out."""
+    timed = [o for o in operators if max(o.latency_before_s, o.latency_after_s) > 0]
+    worst = sorted(timed, key=lambda o: -max(o.latency_before_s, o.latency_after_s))[:BARS_SHOWN]
     longest = max((max(o.latency_before_s, o.latency_after_s) for o in worst), default=0.0) or 1.0
     return tuple(
         Bar(
