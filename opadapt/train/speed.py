@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Layout = Literal["auto", "channels_last", "contiguous"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def candidates(precision: Precision, threads: int | None) -> list[Execution]:
+def candidates(precision: Precision, threads: int | None, layout: Layout = "auto") -> list[Execution]:
     """The executions worth a trial on this machine."""
     if torch.cuda.is_available():
         has_bfloat16, device, counts = torch.cuda.is_bf16_supported(), "cuda", [threads or 1]
@@ -62,11 +63,12 @@ def candidates(precision: Precision, threads: int | None) -> list[Execution]:
         counts = [most] if threads or most == 1 else [most, 1]
         has_bfloat16, device = cpu_has_bfloat16(), "cpu"
     options = {"auto": [False, True] if has_bfloat16 else [False], "float32": [False], "bfloat16": [True]}
+    layouts = {"auto": [True, False], "channels_last": [True], "contiguous": [False]}
     return [
         Execution(device, count, last, bfloat16)
         for count in counts
         for bfloat16 in options[precision]
-        for last in (True, False)
+        for last in layouts[layout]
     ]
 
 

@@ -96,7 +96,7 @@ class Trainer:
                 )
 
     def _begin(self) -> None:
-        options = candidates(self.config.precision, self.config.threads)
+        options = candidates(self.config.precision, self.config.threads, self.config.layout)
         self.execution = fastest(options, self._trial_step)
         self.execution.apply(self.student)
         self.teacher.apply(self.execution)

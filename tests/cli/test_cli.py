@@ -122,7 +122,8 @@ def test_interrupted_run_says_how_to_go_on(model: Path, story: Any) -> None:
 
 
 def test_refused_run_tells_the_reason_and_its_folder(model: Path, story: Any) -> None:
-    def adapt(*_: Any) -> Any:
+    def adapt(_: Any, folder: Path, *__: Any) -> Any:
+        (folder / "journal.sqlite").touch()  # something was paid for already
         raise DeviceError("board is gone", expected="an answer", found="silence \x1b[31m", do="plug it in")
 
     story(adapt)

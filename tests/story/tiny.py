@@ -85,7 +85,7 @@ search:
   probe_samples: 64
   workers: {workers}
 distil: {{steps: 8, batch: 16}}
-finetune: {{epochs: 3, batch: 32, precision: float32, threads: 1}}
+finetune: {{epochs: 3, batch: 32, precision: float32, layout: contiguous, threads: 1}}
 """
 
 
