@@ -53,8 +53,11 @@ class SearchConfig(BaseModel):
         1, ge=1, description="members of a group on which a program is tried out during evolution"
     )
     rounds: int = Field(1, ge=1, description="times the whole search is repeated on the adapted model")
-    first_aim: float = Field(
-        0.6, gt=0, le=1, description="without a target, the share of the reachable gain that is tried first"
+    recoverable: float = Field(
+        10.0,
+        gt=0,
+        description="without a target: how many times the tolerance a model may lose before it is fine-tuned; the "
+        "fastest such selection is tried first",
     )
     max_attempts: int = Field(3, ge=1, description="selections fine-tuned per round before giving up")
     workers: int = Field(0, ge=0, description="worker processes for distillation (0: one per core)")

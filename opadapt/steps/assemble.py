@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,23 +9,19 @@ from typing import Any
 from numpy.typing import NDArray
 
 from opadapt.errors import Refused
-from opadapt.journal import content_key
-from opadapt.measure.timing import Estimate, ratio
-from opadapt.model.fold import fold
+from opadapt.measure.timing import Estimate
 from opadapt.model.graph import Model
-from opadapt.model.save import at_batch
-from opadapt.model.splice import Spliced, splice_parts
 from opadapt.report.data import Attempt, TrainingPoint
-from opadapt.search.select import most_saving, select
+from opadapt.search.select import most_saving
 from opadapt.steps.context import Context
 from opadapt.steps.offer import Offer
+from opadapt.steps.students import Student, calibrated, first_goal
 from opadapt.steps.tuning import compare, metric_of, points, tune, weights, with_weights
 from opadapt.train.accept import Verdict
 from opadapt.train.data import Dataset
 
 SHRINK = 0.75  # a refused aim of 1 + g becomes 1 + SHRINK * g
 LEAST_AIM = 1.05
-CALIBRATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -47,15 +42,6 @@ class Assembled:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Student:
-    """A selection built, with its measured speed-up over the model it changes."""
-
-    offers: tuple[Offer, ...]
-    spliced: Spliced
-    speedup: float
-
-
 def assemble(
     context: Context,
     dataset: Dataset,
@@ -71,17 +57,17 @@ def assemble(
     weights are the start of the next one.
     """
     reachable = wall_s / max(wall_s - most_saving([o.option for o in offers.values()]), 1e-12)
-    goal = aim if aim is not None else 1 + (reachable - 1) * context.experiment.search.first_aim
+    goal = aim or first_goal(context, dataset, model, wall_s, offers, reachable)
     attempts: list[Attempt] = []
     training: list[TrainingPoint] = []
-    refused: tuple[_Student, Model] | None = None
+    refused: tuple[Student, Model] | None = None
     while len(attempts) < context.experiment.search.max_attempts and goal >= LEAST_AIM:
         if context.over_budget and attempts:
             context.warn("the budget leaves no time for another attempt")
             break
         number = len(attempts) + 1
         try:
-            student = _calibrated(context, model, wall_s, offers, goal)
+            student = calibrated(context, model, wall_s, offers, goal)
         except Refused as refusal:
             attempts.append(_attempt(round_, number, goal, None, None, refusal.reason))
             goal = min(_less(goal), 1 + (reachable - 1) * 0.95)
@@ -107,37 +93,7 @@ def _less(goal: float) -> float:
     return 1 + SHRINK * (goal - 1)
 
 
-def _calibrated(
-    context: Context, model: Model, wall_s: float, offers: Mapping[str, Offer], goal: float
-) -> _Student:
-    """A selection whose measured speed-up reaches the goal: savings of single groups do not add up exactly, so
-    the demand is corrected by what the assembled model shows. Raises Refused("select") out of reach."""
-    needed_s = demand_s = wall_s * (1 - 1 / goal)
-    options = [offer.option for offer in offers.values()]
-    for _ in range(CALIBRATIONS):
-        chosen = tuple(offers[option.key] for option in select(options, demand_s))
-        spliced = splice_parts(
-            model, {o.member.region: (o.candidate.program, o.trained.binding) for o in chosen}
-        )
-        student = _Student(chosen, spliced, _speedup(context, model, spliced.model))
-        if student.speedup >= goal:
-            break
-        missing_s = needed_s - wall_s * (1 - 1 / student.speedup)
-        demand_s += max(missing_s, 0.005 * wall_s)
-    return student
-
-
-def _speedup(context: Context, base: Model, student: Model) -> float:
-    """Measured speed-up of a student, as it would be exported, over the base."""
-    models = [at_batch(m, 1).SerializeToString() for m in (base, fold(student))]
-    key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models))
-    timing = context.experiment.timing
-    return float(
-        context.journal.once("assembled", key, lambda: ratio(context.device.time(models, timing), 0, 1).value)
-    )
-
-
-def _warm(student: _Student, before: _Student, trained: Model) -> Model:
+def _warm(student: Student, before: Student, trained: Model) -> Model:
     """The student with the weights that a refused attempt left behind, wherever both have the same part."""
     values = weights(trained.proto)
     start = with_weights(student.spliced.model, {k: v for k, v in values.items() if "adapted_" not in k})
@@ -158,7 +114,7 @@ def _warm(student: _Student, before: _Student, trained: Model) -> Model:
 
 
 def _attempt(
-    round_: int, number: int, goal: float, student: _Student | None, verdict: Verdict | None, reason: str
+    round_: int, number: int, goal: float, student: Student | None, verdict: Verdict | None, reason: str
 ) -> Attempt:
     return Attempt(
         round=round_ + 1,

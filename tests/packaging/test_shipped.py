@@ -87,7 +87,7 @@ def test_quickstart_files_are_small() -> None:
 
 
 def test_quickstart_data_has_three_parts_of_all_classes(quickstart_data: dict[str, np.ndarray]) -> None:
-    parts = {"train": 4900, "validation": 2000, "test": 4400}
+    parts = {"train": 4800, "validation": 2500, "test": 4000}
     assert set(quickstart_data) == {f"{letter}_{part}" for letter in "xy" for part in parts}
     for part, count in parts.items():
         images, labels = quickstart_data[f"x_{part}"], quickstart_data[f"y_{part}"]

@@ -168,6 +168,16 @@ def test_refused_by_tolerance_backs_off_and_says_so(tmp_path: Path) -> None:
         assert report.verdict.target_reached is False
 
 
+def test_without_a_target_goes_as_far_as_fine_tuning_may_recover(tmp_path: Path) -> None:
+    report, folder = run(write_experiment(tmp_path, target="null", points=20.0))
+    assert report.verdict.target is None and report.verdict.target_reached is None
+    screened = [row for _, row in Journal(folder).results("screen")]
+    assert screened and report.attempts
+    # every step but the last was too far, the first attempt aims where the last one was
+    assert all(row["loss"] > 10 * row["allowed"] for row in screened[:-1])
+    assert report.verdict.adapted and report.latency.is_gain
+
+
 def test_without_data_only_exact_replacements(tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny.onnx")
     path = tmp_path / "exact.yaml"

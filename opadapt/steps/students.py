@@ -1,0 +1,114 @@
+"""Students: selections built into whole models and timed, and the speed-up to aim at first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from opadapt.errors import Refused
+from opadapt.journal import content_key
+from opadapt.measure.timing import ratio
+from opadapt.model.fold import fold
+from opadapt.model.graph import Model
+from opadapt.model.save import at_batch
+from opadapt.model.splice import Spliced, splice_parts
+from opadapt.search.select import select
+from opadapt.steps.context import Context
+from opadapt.steps.offer import Offer
+from opadapt.steps.tuning import compare
+from opadapt.train.data import Dataset
+
+CALIBRATIONS = 5
+CLOSE = 0.02  # of the wall time: a student this little faster than asked for is not worth correcting
+LADDER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of the reachable gain, tried downwards
+
+Offers = Mapping[str, Offer]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A selection built, with its measured speed-up over the model it changes."""
+
+    offers: tuple[Offer, ...]
+    spliced: Spliced
+    speedup: float
+
+    @property
+    def damage(self) -> float:
+        return sum(o.option.damage for o in self.offers)
+
+
+def build(model: Model, chosen: Sequence[Offer]) -> Spliced:
+    """The model with the chosen programs in place of their regions."""
+    return splice_parts(model, {o.member.region: (o.candidate.program, o.trained.binding) for o in chosen})
+
+
+def chosen_for(offers: Offers, needed_s: float) -> tuple[Offer, ...]:
+    """The selection of least damage that should save so many seconds. Raises Refused("select")."""
+    return tuple(offers[option.key] for option in select([o.option for o in offers.values()], needed_s))
+
+
+def calibrated(context: Context, model: Model, wall_s: float, offers: Offers, goal: float) -> Student:
+    """The mildest selection found whose *measured* speed-up reaches the goal.
+
+    Savings of single groups do not add up exactly, so the demand is corrected by what the assembled model shows, up
+    and down. Where no selection reaches the goal, the fastest is returned. Raises Refused("select") out of reach.
+    """
+    needed_s = demand_s = wall_s * (1 - 1 / goal)
+    seen: dict[frozenset[str], Student] = {}
+    for _ in range(CALIBRATIONS):
+        try:
+            chosen = chosen_for(offers, demand_s)
+        except Refused:
+            if not seen:
+                raise
+            break
+        key = frozenset(o.option.key for o in chosen)
+        if key in seen:
+            break
+        spliced = build(model, chosen)
+        seen[key] = Student(chosen, spliced, _speedup(context, model, spliced.model))
+        missing_s = needed_s - wall_s * (1 - 1 / seen[key].speedup)
+        if -CLOSE * wall_s <= missing_s <= 0:
+            break
+        demand_s += missing_s
+        if demand_s <= 0:
+            break
+    enough = [s for s in seen.values() if s.speedup >= goal]
+    return min(enough, key=lambda s: s.damage) if enough else max(seen.values(), key=lambda s: s.speedup)
+
+
+def _speedup(context: Context, base: Model, student: Model) -> float:
+    """Measured speed-up of a student, as it would be exported, over the base."""
+    models = [at_batch(m, 1).SerializeToString() for m in (base, fold(student))]
+    key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models))
+    timing = context.experiment.timing
+    return float(
+        context.journal.once("assembled", key, lambda: ratio(context.device.time(models, timing), 0, 1).value)
+    )
+
+
+def first_goal(
+    context: Context, dataset: Dataset, model: Model, wall_s: float, offers: Offers, reachable: float
+) -> float:
+    """Without a target: the largest speed-up whose student, not yet fine-tuned, loses no more than fine-tuning
+    usually wins back: ``search.recoverable`` times the tolerance, on the validation data."""
+    settings = context.experiment.search
+    context.progress.stage("find how far to go", len(LADDER))
+    goal = 1.0
+    for step, share in enumerate(LADDER, start=1):
+        goal = 1 + (reachable - 1) * share
+        needed_s = wall_s * (1 - 1 / goal)
+        chosen = chosen_for(offers, needed_s)
+        key = content_key(*sorted(o.option.key for o in chosen))
+
+        def measure(chosen: Sequence[Offer] = chosen) -> dict[str, float]:
+            found = compare(context, dataset, build(model, chosen).model, dataset.validation, "validation")
+            return {"loss": found.loss, "allowed": found.allowed}
+
+        row = context.journal.once("screen", key, measure)
+        context.progress.advance(step, f"{goal:.2f}x loses {row['loss']:.1f} points before fine-tuning")
+        if row["loss"] <= settings.recoverable * row["allowed"]:
+            break
+    return goal
