@@ -3,8 +3,8 @@
     python scripts/train_quickstart.py --data fashion_mnist.npz --out configs/quickstart/fashion_cnn.onnx
 
 The data file holds train_x, test_x (uint8 N,28,28) and train_y, test_y. The last ``--held-out`` training
-images are never trained on: scripts/pack_quickstart_data.py ships them as validation images. The same seed,
-thread count and torch version give the same file.
+images are never trained on: scripts/pack_quickstart_data.py draws validation and test images from them and the
+test images. The same seed, thread count and torch version give the same file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 MEAN, STD = 0.2860, 0.3530  # of the training pixels over 255
-HELD_OUT = 2000  # training images kept for validation
+HELD_OUT = 2000  # training images never trained on
 
 
 class Residual(nn.Module):
