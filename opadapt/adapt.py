@@ -42,7 +42,8 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
                 break
             # the worst groups of equal regions, by measured latency and parameters
             ranked = rank_groups(context, model, profile)
-            activations = record(context, dataset, model, [r.group for r in ranked], tag=f"round{number}")
+            tag = f"round{number}-{model.digest[:8]}"
+            activations = record(context, dataset, model, [r.group for r in ranked], tag)
             # programs for each of them, cheapest check first
             explored = [explore(context, model, profile, one, activations) for one in ranked]
             offered = offers(context, dataset, model, explored, activations)

@@ -64,3 +64,6 @@ class Refused(OpadaptError):
         super().__init__(f"{stage}: {reason}")
         self.stage = stage
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:
+        return Refused, (self.stage, self.reason)

@@ -78,6 +78,19 @@ class Journal:
     def close(self) -> None:
         self._db.close()
 
+    def fix(self, name: str, value: str) -> None:
+        """Note what the run is about, once. Raises RunError where it was noted differently before."""
+        with _storage("write"):
+            self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
+            (found,) = self._db.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
+        if found != value:
+            raise RunError(
+                f"the {name} is not the one that {self.folder} was begun with",
+                expected="the same settings, model and data",
+                found="a change in one of them: recorded results would not fit",
+                do="start a new run, or put back what was changed",
+            )
+
     def find(self, stage: str, key: str) -> Any | None:
         """The result of a finished trial, or None."""
         with _storage("read"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,6 +135,11 @@ class Model:
             if value.dtype == np.float32 and value.size:
                 found[name] = TensorType(value.shape)
         return found
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the model, weights included."""
+        return hashlib.sha256(self.proto.SerializeToString(deterministic=True)).hexdigest()
 
     @property
     def has_batch(self) -> bool:

@@ -131,14 +131,20 @@ def unsupported(model: Model) -> dict[str, str]:
 
 
 def groups(model: Model, regions: Sequence[Region]) -> list[Group]:
-    """Regions by canonical program, in order of first appearance.
+    """Regions by canonical program, in order of first appearance. Members of a group share no node, so that all
+    can be replaced at once: of overlapping ones (windows over a row of equal layers) the first is taken.
 
     Every member's expansion is rewritten to the group's program: the same parameter names, its own values.
     """
     found: dict[str, list[Member]] = {}
+    taken: dict[str, set[str]] = {}
     for region in regions:
         expanded = expand_region(model, region)
-        members = found.setdefault(digest(expanded.program), [])
+        key = digest(expanded.program)
+        if not taken.setdefault(key, set()).isdisjoint(region.nodes):
+            continue
+        taken[key].update(region.nodes)
+        members = found.setdefault(key, [])
         members.append(
             Member(region, _aligned(expanded, members[0].expanded.program) if members else expanded)
         )

@@ -134,6 +134,8 @@ def activation(program: Program, rng: Rng, allowed: Collection[str]) -> Program:
     unary = [i for i in _positions(program, spec_names(1)) if program.body[i].op != "clip"]
     position = _pick(rng, unary, "element-wise instruction")
     choices = [op for op in ACTIVATIONS if op in allowed and op != program.body[position].op]
+    if not choices:
+        raise ProgramError("the space allows no other element-wise instruction")
     steps = list(program.body)
     steps[position] = make(choices[int(rng.integers(len(choices)))], program.body[position].args)
     return _finish(program, steps)
@@ -219,6 +221,8 @@ def insert_activation(program: Program, rng: Rng, allowed: Collection[str]) -> P
     """A new element-wise instruction after some activation."""
     after = _pick(rng, _activations_of(program), "activation")
     choices = [op for op in ACTIVATIONS if op in allowed]
+    if not choices:
+        raise ProgramError("the space allows no element-wise instruction")
     op = choices[int(rng.integers(len(choices)))]
     return _insert(program, after, lambda b, v: b.emit(op, v))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from opadapt.errors import OpadaptError, Refused
+from opadapt.errors import OpadaptError, ProgramError, Refused
 from opadapt.ir.cost import count_bytes, count_macs, count_params
 from opadapt.ir.interpret import run
 from opadapt.search.candidate import Candidate
@@ -99,7 +99,10 @@ class Stages:
         program = candidate.program
         rng = np.random.default_rng(0)
         inputs = [rng.standard_normal(t.at_batch(1)).astype(np.float32) for t in program.inputs]
-        output = run(program, inputs, candidate.bindings[0])
+        try:
+            output = run(program, inputs, candidate.bindings[0])
+        except ProgramError as error:
+            raise Refused("verify", error.message) from error
         scale = float(np.abs(output).max()) or 1.0
         rounded = np.round(output / scale, PROBE_DECIMALS) + 0.0  # + 0.0: there is one zero
         function = hashlib.sha256(rounded.tobytes()).digest()

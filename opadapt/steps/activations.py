@@ -29,15 +29,14 @@ def record(
     context: Context, dataset: Dataset, model: Model, groups: Sequence[Group], tag: str
 ) -> Activations:
     """Run the model on some training inputs and keep what the groups' regions read and write."""
-    samples = context.experiment.search.activation_samples
     found = Activations(context.cache / tag)
     wanted = {name for group in groups for m in group.members for name in (*m.region.inputs, m.region.output)}
     if all(found.path(name).exists() for name in wanted):
         return found
-    context.progress.stage(f"record activations of {samples} samples")
+    context.progress.stage(f"record activations of {context.samples[0]} samples")
     found.folder.mkdir(parents=True, exist_ok=True)
     names = sorted(wanted)
-    batches = sample_batches(dataset, samples, context.rng("activations"))
+    batches = sample_batches(dataset, context.samples, 0, context.rng("samples"))
     capture(model.proto, names, batches, folder=found.folder)
     for number, name in enumerate(names):
         (found.folder / f"{number}.npy").rename(found.path(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from numpy.typing import NDArray
@@ -58,11 +59,12 @@ def assemble(
     """
     reachable = wall_s / max(wall_s - most_saving([o.option for o in offers.values()]), 1e-12)
     goal = aim or first_goal(context, dataset, model, wall_s, offers, reachable)
+    least = min(LEAST_AIM, aim or LEAST_AIM)
     attempts: list[Attempt] = []
     training: list[TrainingPoint] = []
     refused: tuple[Student, Model] | None = None
-    while len(attempts) < context.experiment.search.max_attempts and goal >= LEAST_AIM:
-        if context.over_budget and attempts:
+    while len(attempts) < context.experiment.search.max_attempts and goal >= least:
+        if attempts and context.stop("attempt", round_, len(attempts)):
             context.warn("the budget leaves no time for another attempt")
             break
         number = len(attempts) + 1
@@ -76,7 +78,12 @@ def assemble(
             f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
         )
         start = student.spliced.model if refused is None else _warm(student, *refused)
-        tuned = tune(context, dataset, start, f"round{round_}-attempt{number}")
+        try:
+            tuned = tune(context, dataset, start, f"round{round_}-attempt{number}")
+        except Refused as refusal:
+            attempts.append(_attempt(round_, number, goal, student, None, refusal.reason))
+            goal = _less(goal)
+            continue
         training += points(tuned, number, metric_of(context))
         verdict = compare(context, dataset, tuned.model, dataset.validation, "validation")
         attempts.append(_attempt(round_, number, goal, student, verdict, verdict.reason))
@@ -122,7 +129,7 @@ def _attempt(
         aim_speedup=goal,
         replacements=0 if student is None else len(student.offers),
         speedup=None if student is None else student.speedup,
-        difference=None if verdict is None else difference(verdict),
+        difference=difference(verdict) if verdict is not None and isfinite(verdict.loss) else None,
         accepted=verdict is not None and verdict.accepted,
         reason=reason,
     )

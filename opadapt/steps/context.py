@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,17 +12,19 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from opadapt.errors import ModelError, RunError
+from opadapt.errors import ModelError, Refused, RunError
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal, content_key
 from opadapt.measure.device import Device
 from opadapt.measure.opening import open_device
+from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model
 from opadapt.model.load import load
 from opadapt.model.save import write_atomic
 from opadapt.report.progress import Progress
 from opadapt.search.space import Space, load_space
 from opadapt.steps.workers import Workers
+from opadapt.torchgraph import build
 from opadapt.train.data import Dataset, load_data
 from opadapt.train.evaluate import predict
 from opadapt.train.metrics import make_metric
@@ -56,10 +59,25 @@ class Context:
         budget = self.experiment.budget_minutes
         return None if budget is None else budget - self.journal.spent_s() / 60
 
-    @property
-    def over_budget(self) -> bool:
+    def stop(self, *where: object) -> bool:
+        """Whether the budget is used up at this point of the story. Decided once: a resumed run stops where the
+        first one did, not earlier because the clock has gone on."""
         left = self.left_minutes()
-        return left is not None and left <= 0
+        if left is None:
+            return False
+        return bool(self.journal.once("budget", content_key(*where), lambda: {"stop": left <= 0})["stop"])
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Sizes of the two disjoint draws from the training data: for distillation, and for damage."""
+        search = self.experiment.search
+        return search.activation_samples, search.probe_samples
+
+    @property
+    def quick_timing(self) -> Timing:
+        """How candidates are timed, with as many threads as everything else."""
+        threads = self.experiment.timing.threads
+        return self.experiment.quick_timing.model_copy(update={"threads": threads})
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -74,11 +92,34 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
             expected="a model that computes any batch",
             do="export it with a free batch, or run without data: exact replacements only",
         )
+    try:
+        build(original.proto)
+    except Refused as refused:
+        raise ModelError(
+            "the model cannot be trained",
+            found=refused.reason,
+            do="run without data: exact replacements only",
+        ) from refused
     metric = make_metric(experiment.metric)
     for split in (dataset.validation, dataset.test):
         few = split.take(slice(0, 8))
         outputs = predict(original.proto, few, dataset.preprocess)
         metric(outputs, metric.target(few.labels, outputs))
+
+
+def _fingerprint(experiment: Experiment, original: Model, dataset: Dataset | None) -> str:
+    """What a run's recorded results stand for. Not the folder and the paths: those may move."""
+    settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model"})
+    if settings["data"] is not None:
+        settings["data"] |= {"path": None, "x": None, "y": None}
+    digest = hashlib.sha256(original.proto.SerializeToString(deterministic=True))
+    for split in () if dataset is None else (dataset.train, dataset.validation, dataset.test):
+        for name, array in sorted(split.inputs.items()):
+            digest.update(f"{name}{array.shape}{array.dtype}".encode())
+            digest.update(array[:: max(1, len(array) // 256)].tobytes())
+        if split.labels is not None:
+            digest.update(split.labels.tobytes())
+    return content_key(settings, digest.hexdigest())
 
 
 @contextlib.contextmanager
@@ -107,6 +148,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1) as device,
     ):
+        journal.fix("experiment", _fingerprint(experiment, original, dataset))
         assert original.source.original is not None
         write_atomic(folder / "original.onnx", original.source.original.SerializeToString())
         # samples of other versions are never mixed: a run resumed on other software measures again

@@ -109,7 +109,7 @@ def explore(
     settings = context.experiment
     latency, again = (
         GroupLatency(context, model, ranked.group, profile.wall.value, ranked.member_s, timing)
-        for timing in (settings.quick_timing, settings.timing)
+        for timing in (context.quick_timing, settings.timing)
     )
     training = GroupTraining(context, ranked.group, activations)
     stages = Stages(
@@ -121,7 +121,11 @@ def explore(
         damage=training.probe,
     )
     evolution = Evolution(
-        original, Scores(ranked.member_s, 0.0), context.space, config, context.rng("evolve", ranked.group.key)
+        original,
+        Scores(ranked.member_s, 0.0),
+        context.space,
+        config,
+        context.rng("evolve", activations.folder.name, ranked.group.key),
     )
     name = ranked.group.members[0].region.name
     context.progress.note(
@@ -129,7 +133,9 @@ def explore(
         f"{ranked.latency_s / profile.wall.value:.0%} of the latency"
     )
     while not evolution.done:
-        if context.over_budget and evolution.generation > 0:
+        if evolution.generation and context.stop(
+            activations.folder.name, ranked.group.key, evolution.generation
+        ):
             context.warn("the budget ended the search early")
             break
         asked = evolution.ask()

@@ -37,7 +37,8 @@ class History:
             self.refusals.update(one.refusals)
         if assembled.accepted is not None:
             self.accepted.extend(assembled.accepted.offers)
-        self.reason = assembled.reason
+        if assembled.accepted is not None or not self.accepted:
+            self.reason = assembled.reason
 
     @property
     def changed(self) -> bool:

@@ -58,7 +58,8 @@ class GroupLatency:
     def __call__(self, candidates: Sequence[Candidate]) -> Results:
         """Latency of one member in seconds, or a refusal, per candidate."""
         journal = self.context.journal
-        missing = [c for c in candidates if journal.find("latency", self.key(c)) is None]
+        unknown = {self.key(c): c for c in candidates if journal.find("latency", self.key(c)) is None}
+        missing = list(unknown.values())
         for start in range(0, len(missing), TOGETHER):
             self._measure(missing[start : start + TOGETHER])
             self.context.progress.advance(
@@ -92,6 +93,8 @@ class GroupLatency:
                 for candidate in timed:
                     self._measure([candidate])
                 return
+            # is it the candidate, or the device? what fails with the base alone is no candidate's fault
+            self.context.device.time([self.base], self.timing)
             self._record(timed[0], {"refused": error.message})
             return
         for i, candidate in enumerate(timed, start=1):

@@ -101,7 +101,7 @@ def first_goal(
         goal = 1 + (reachable - 1) * share
         needed_s = wall_s * (1 - 1 / goal)
         chosen = chosen_for(offers, needed_s)
-        key = content_key(*sorted(o.option.key for o in chosen))
+        key = content_key(model.digest, *sorted(o.option.key for o in chosen))
 
         def measure(chosen: Sequence[Offer] = chosen) -> dict[str, float]:
             found = compare(context, dataset, build(model, chosen).model, dataset.validation, "validation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from onnx import numpy_helper
 
 from opadapt.errors import RunError
 from opadapt.journal import content_key
+from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
 from opadapt.model.save import flush_denormals
 from opadapt.report.data import TrainingPoint
@@ -65,7 +67,7 @@ def tune(context: Context, dataset: Dataset, student: Model, tag: str) -> Tuned:
     config = _within_budget(context, tag)
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
     key = content_key("finetune", digest, config.model_dump(), context.experiment.seed)
-    folder = context.folder / "training" / tag
+    folder = context.folder / "training" / f"{tag}-{digest[:8]}"
     row = context.journal.find("finetune", key)
     if row is None:
         try:
@@ -109,24 +111,30 @@ def _train(
 ) -> FinetuneResult:
     metric = metric_of(context)
     context.progress.stage(f"fine-tune ({tag})", 1000)
+    chunk = contextlib.ExitStack()
 
     def show(progress: FinetuneProgress) -> None:
+        # between two chunks whoever wants to measure on this machine goes first
+        chunk.close()
+        chunk.enter_context(measuring_lock().busy())
         last = progress.history[-1] if progress.history else None
         measured = "" if last is None else f", {metric.name} {metric.in_points(last.metric):.2f}"
         context.progress.advance(
             int(1000 * min(progress.done, 1.0)), f"epoch {progress.epoch}, loss {progress.loss:.4f}{measured}"
         )
 
-    return finetune(
-        student.proto,
-        context.original.proto,
-        dataset,
-        config,
-        folder,
-        show,
-        metric=metric,
-        seed=context.seed("finetune", tag),
-    )
+    with chunk:
+        chunk.enter_context(measuring_lock().busy())
+        return finetune(
+            student.proto,
+            context.original.proto,
+            dataset,
+            config,
+            folder,
+            show,
+            metric=metric,
+            seed=context.seed("finetune", tag),
+        )
 
 
 def compare(context: Context, dataset: Dataset, model: Model, split: Split, name: str) -> Verdict:
@@ -148,7 +156,12 @@ def compare(context: Context, dataset: Dataset, model: Model, split: Split, name
 def points(tuned: Tuned, attempt: int, metric: Metric) -> list[TrainingPoint]:
     """The training curve for the report."""
     return [
-        TrainingPoint(attempt=attempt, epoch=float(r.epoch), loss=r.loss, metric=metric.in_points(r.metric))
+        TrainingPoint(
+            attempt=attempt,
+            epoch=float(r.epoch),
+            loss=r.loss,
+            metric=metric.in_points(r.metric) if np.isfinite(r.metric) else None,
+        )
         for r in tuned.history
         if np.isfinite(r.loss)
     ]

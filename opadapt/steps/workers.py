@@ -21,7 +21,8 @@ from typing import Any, Self
 import numpy as np
 import onnx
 
-from opadapt.errors import Refused, RunError
+from opadapt.errors import OpadaptError, Refused, RunError
+from opadapt.measure.lock import measuring_lock
 from opadapt.train.damage import OutputKind, damage
 from opadapt.train.distil import DistilConfig, distil
 from opadapt.train.evaluate import run_batched
@@ -62,16 +63,18 @@ def run_distil(task: DistilTask) -> DistilResult:
     """Distil one region; a refusal is a result."""
     began = time.monotonic()
     try:
-        result = distil(
-            onnx.load_from_string(task.student),
-            [np.load(path, mmap_mode="r") for path in task.inputs],
-            np.load(task.target, mmap_mode="r"),
-            task.config,
-            seed=task.seed,
-            threads=1,
-        )
-    except Refused as refused:
-        return DistilResult(None, math.inf, time.monotonic() - began, refused.reason)
+        with measuring_lock().busy():
+            result = distil(
+                onnx.load_from_string(task.student),
+                [np.load(path, mmap_mode="r") for path in task.inputs],
+                np.load(task.target, mmap_mode="r"),
+                task.config,
+                seed=task.seed,
+                threads=1,
+            )
+    except (OpadaptError, RuntimeError) as error:  # RuntimeError: torch's, such as out of memory
+        reason = error.reason if isinstance(error, Refused) else str(error).splitlines()[0]
+        return DistilResult(None, math.inf, time.monotonic() - began, reason)
     return DistilResult(result.proto.SerializeToString(), result.nmse, time.monotonic() - began)
 
 
@@ -87,7 +90,11 @@ def run_damage(task: DamageTask) -> DamageResult:
     """Run the changed model on the probe inputs and compare."""
     began = time.monotonic()
     inputs = {name: np.load(path, mmap_mode="r") for name, path in task.inputs.items()}
-    outputs = run_batched(onnx.load_from_string(task.model), inputs, threads=1)
+    try:
+        with measuring_lock().busy():
+            outputs = run_batched(onnx.load_from_string(task.model), inputs, threads=1)
+    except OpadaptError:  # does not run as a whole: as damaged as can be
+        return DamageResult(math.inf, time.monotonic() - began)
     value = damage(np.load(task.reference), next(iter(outputs.values())), task.kind)
     return DamageResult(value, time.monotonic() - began)
 

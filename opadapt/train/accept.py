@@ -160,9 +160,9 @@ def resample_one(
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """``metric(outputs)`` on ``resamples`` draws of the samples with replacement."""
-    if metric.per_sample is not None:
-        return _resample_mean(metric.per_sample(outputs, target), resamples, rng)
     count = len(target)
+    if metric.per_sample is not None and len(scores := metric.per_sample(outputs, target)) == count:
+        return _resample_mean(scores, resamples, rng)
     draws = (rng.integers(0, count, count) for _ in range(resamples))
     return np.array([metric(outputs[d], target[d]) for d in draws])
 

@@ -314,3 +314,22 @@ def test_an_attention_block_is_found_from_its_one_input(build) -> None:
     expanded = expand_region(model, whole)
     spliced = splice(model, {whole: (expanded.program, expanded.binding)})
     assert validate.compare_outputs(model.proto, spliced.proto, batch=2) < 1e-5
+
+
+def test_members_of_a_group_share_no_node(build) -> None:
+    """In a row of equal layers, windows of two overlap: replaced at once they must not."""
+    rows, constants, tensor = [], {}, "x"
+    for k in range(5):
+        constants[f"w{k}"] = _w(8, 8, 3, 3)
+        last = "y" if k == 4 else f"r{k}"
+        rows.append(("Conv", f"{tensor} w{k}", f"c{k}", {"pads": [1, 1, 1, 1]}))
+        rows.append(("Relu", f"c{k}", last))
+        tensor = last
+    model = _small(build, rows, constants)
+    found = groups(model, regions(model))
+    pairs = [g for g in found if len(g.members[0].region.nodes) == 4]
+    assert pairs and all(len(g.members) >= 2 for g in pairs)
+    for group in found:
+        nodes = [n for m in group.members for n in m.region.nodes]
+        assert len(nodes) == len(set(nodes))
+        splice(model, {m.region: (group.program, m.expanded.binding) for m in group.members})

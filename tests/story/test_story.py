@@ -153,6 +153,13 @@ def test_two_processes_cannot_share_a_run(story: tuple[Report, Path]) -> None:
         adapt(open_run(folder), folder, Silent())
 
 
+def test_a_changed_experiment_does_not_reuse_old_results(story: tuple[Report, Path]) -> None:
+    _, folder = story
+    changed = open_run(folder).model_copy(update={"seed": 1})
+    with pytest.raises(RunError, match="not the one"):
+        adapt(changed, folder, Silent())
+
+
 def test_refused_by_tolerance_backs_off_and_says_so(tmp_path: Path) -> None:
     report, folder = run(write_experiment(tmp_path, target="2.5x", points=0.0))
     assert len(report.attempts) >= 2
