@@ -266,9 +266,15 @@ def write_yaml(values: Mapping[str, Any]) -> str:
     yaml = YAML()
     yaml.width = 110
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar(_TAG + "null", "null"))
+    yaml.representer.add_representer(str, _represent_text)
     stream = StringIO()
     yaml.dump(_laid_out(values), stream)
     return stream.getvalue()
+
+
+def _represent_text(representer: Any, text: str) -> Any:
+    """As ruamel does, but quoted after a question mark: on one line with others it reads ``?0`` as a key ``0``."""
+    return representer.represent_scalar(_TAG + "str", text, style='"' if text.startswith("?") else None)
 
 
 def _laid_out(value: Any) -> Any:

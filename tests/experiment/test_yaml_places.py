@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -132,5 +132,7 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=4))
+@example({"0": [{"?0": None}]})
+@example({"?": ["?", "? a"]})
 def test_written_values_are_read_back(values: dict[str, Any]) -> None:
     assert parse_yaml(write_yaml(values), "a.yaml").values == values
