@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -139,6 +141,11 @@ def test_killed_five_times_and_resumed(story: tuple[Report, Path], tmp_path: Pat
     report = read_json(folder / "report.json")
     assert report.verdict.adapted
     assert choices(report) == choices(story[0])
+    with contextlib.closing(sqlite3.connect(folder / "journal.sqlite")) as db:
+        (again,) = db.execute(
+            "SELECT COUNT(*) FROM attempt JOIN trial USING (stage, key) WHERE started_at > finished_at"
+        ).fetchone()
+    assert again == 0
     # in flight at a kill: at most the tasks handed to the worker, or one request to the device, at a time
     begun = sum(b for _, b, _ in Journal(folder).counts().values())
     assert begun - finished_before <= 5 * 4
