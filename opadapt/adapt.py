@@ -18,6 +18,7 @@ from opadapt.steps.conclude import conclude
 from opadapt.steps.context import open_context
 from opadapt.steps.exact import exact
 from opadapt.steps.explore import explore, rank_groups
+from opadapt.steps.harm import Harm
 from opadapt.steps.history import History
 from opadapt.steps.offer import offers
 
@@ -46,9 +47,10 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
             activations = record(context, dataset, model, [r.group for r in ranked], tag)
             # programs for each of them, cheapest check first
             explored = [explore(context, model, profile, one, activations) for one in ranked]
-            offered = offers(context, dataset, model, explored, activations)
+            harm = Harm(context, dataset, model)
+            offered = offers(context, explored, activations, harm)
             # one program per region jointly, the whole model fine-tuned, accepted only within tolerance
-            assembled = assemble(context, dataset, model, profile.wall.value, offered, aim, number)
+            assembled = assemble(context, dataset, model, profile.wall.value, offered, aim, number, harm)
             history.add(explored, assembled)
             if assembled.accepted is None:
                 break

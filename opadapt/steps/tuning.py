@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from opadapt.train.evaluate import predict
 from opadapt.train.finetune import finetune
 from opadapt.train.finetune_config import EpochRecord, FinetuneConfig, FinetuneProgress, FinetuneResult
 from opadapt.train.metrics import Metric, make_metric
+from opadapt.train.norms import with_biases
 
+FEATURES = 9
 RESERVED_MINUTES = 1.0  # of the budget, for export, measuring and the report
 
 
@@ -62,9 +65,28 @@ def with_weights(model: Model, values: dict[str, NDArray[Any]]) -> Model:
     return model.with_proto(proto)
 
 
-def tune(context: Context, dataset: Dataset, student: Model, tag: str) -> Tuned:
-    """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint."""
+def borders(original: Model, student: Model, replaced: Sequence[str]) -> tuple[str, ...]:
+    """Outputs of replaced parts that both models have, at most FEATURES, evenly over the depth, the last included.
+
+    Intermediate targets make up for few epochs (FitNets, arXiv 1412.6550).
+    """
+    heads = {o.name for o in original.proto.graph.output}
+    common = {n for node in original.proto.graph.node for n in node.output} & set(replaced) - heads
+    found = [n for node in student.proto.graph.node for n in node.output if n in common]
+    count = min(FEATURES, len(found))
+    return tuple(found[len(found) - 1 - (count - 1 - i) * len(found) // count] for i in range(count))
+
+
+def tune(context: Context, dataset: Dataset, student: Model, tag: str, replaced: Sequence[str] = ()) -> Tuned:
+    """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
+
+    ``replaced``: the outputs of the replaced regions.
+    """
     config = _within_budget(context, tag)
+    if config.features is None:
+        config = config.model_copy(update={"features": borders(context.original, student, replaced)})
+    if config.batch_norm:
+        student = student.with_proto(with_biases(student.proto))
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
     key = content_key("finetune", digest, config.model_dump(), context.experiment.seed)
     folder = context.folder / "training" / f"{tag}-{digest[:8]}"

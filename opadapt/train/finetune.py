@@ -92,7 +92,7 @@ def _check_features(config: FinetuneConfig, student: onnx.ModelProto, teacher: o
     """Raise ConfigError for a feature tensor that one of the models lacks."""
     for proto in (student, teacher):
         made = {name for node in proto.graph.node for name in node.output}
-        if missing := [name for name in config.features if name not in made]:
+        if missing := [name for name in config.features or () if name not in made]:
             raise ConfigError(
                 f"finetune.features: no tensor '{missing[0]}' in one of the models",
                 expected="names of activations that both models have",

@@ -29,8 +29,15 @@ class FinetuneConfig(BaseModel):
     label_weight: float | None = Field(
         None, ge=0, description="of the loss against the labels; default: 0.1 for class labels, 0 otherwise"
     )
-    feature_weight: float = Field(1.0, ge=0, description="of each tensor named in features")
-    features: tuple[str, ...] = Field((), description="tensors of both models that are kept alike")
+    feature_weight: float = Field(1.0, ge=0, description="of the distance between features, each")
+    features: tuple[str, ...] | None = Field(
+        None, description="tensors of both models that are kept alike; default: outputs of replaced parts"
+    )
+    batch_norm: bool = Field(
+        True,
+        description="normalise the outputs of convolutions while training (folded into them afterwards): bears larger "
+        "learning rates",
+    )
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average the weights, and keep the average")
     gradient_norm: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient; null: any")
     precision: Precision = Field(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opadapt.errors import DataError, Refused
-from opadapt.torchgraph import build, parameter_names, write_back
+from opadapt.torchgraph import build, parameter_names, statistics_names, write_back
 from opadapt.train.capture import with_outputs
 from opadapt.train.checkpoint import save_checkpoint, write_bytes
 from opadapt.train.data import Dataset
@@ -30,6 +30,7 @@ from opadapt.train.finetune_config import (
 )
 from opadapt.train.loss import Loss, heads_of
 from opadapt.train.metrics import Metric
+from opadapt.train.norms import calibrate, folded, with_norms
 from opadapt.train.preprocess import augment
 from opadapt.train.signature import inputs_of
 from opadapt.train.speed import Execution, candidates, fastest
@@ -66,9 +67,11 @@ class Trainer:
         self.loss = Loss(
             heads, config.temperature, config.teacher_weight, label_weight, config.feature_weight
         )
-        self.student = build(with_outputs(student, [*(h.tensor for h in heads), *config.features]))
+        self.normed, self.norms = with_norms(student) if config.batch_norm else (student, [])
+        features = config.features or ()
+        self.student = build(with_outputs(self.normed, [*(h.tensor for h in heads), *features]))
         originals = heads_of(teacher, dataset.label_kind == "classes")
-        self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *config.features])
+        self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *features])
         if not parameter_names(self.student):
             raise Refused("finetune", "the model has no weights to train")
         self.batch = min(config.batch, len(dataset.train))
@@ -101,9 +104,11 @@ class Trainer:
         self.execution.apply(self.student)
         self.teacher.apply(self.execution)
         batches = range(min(_STATISTICS_BATCHES, self.steps_per_epoch))
-        estimate_statistics(
-            self.student, batches, lambda step: self._forward(self.student, self._batch(step, self.batch)[0])
-        )
+        calibrate(self.student, self.norms, batches, self._try)
+        if set(statistics_names(self.student)) - {
+            n for norm in self.norms for n in (norm.mean, norm.variance)
+        }:
+            estimate_statistics(self.student, batches, self._try)
         self.optimizer = self._make_optimizer()
         self.average = self._weights() if self.config.ema_decay else None
         self._close_epoch(float("nan"))
@@ -160,6 +165,12 @@ class Trainer:
         """Heads, then features, float32."""
         result = module(*inputs)
         return [t.float() for t in (result if isinstance(result, tuple) else (result,))]
+
+    def _try(self, step: int) -> object:
+        """The student on the inputs of one step."""
+        return self._forward(
+            self.student, [self.execution.layout(x) for x in self._batch(step, self.batch)[0]]
+        )
 
     def _loss(self, execution: Execution, student: nn.Module, step: int) -> Tensor:
         inputs, labels = self._batch(step, self.batch)
@@ -268,13 +279,13 @@ class Trainer:
         return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
 
     def _current(self) -> onnx.ModelProto:
-        if self.average is None:
-            return write_back(self.student, self.proto)
-        own = self._weights()
-        self.student.load_state_dict(self.average)
-        averaged = write_back(self.student, self.proto)
-        self.student.load_state_dict(own)
-        return averaged
+        own = self._weights() if self.average is not None else None
+        if self.average is not None:
+            self.student.load_state_dict(self.average)
+        now = folded(write_back(self.student, self.normed), self.norms, self.proto)
+        if own is not None:
+            self.student.load_state_dict(own)
+        return now
 
     def _close_epoch(self, loss: float) -> None:
         """Measure, keep the best and write a checkpoint."""

@@ -1,0 +1,67 @@
+"""Damage of replacements inside the whole model, on inputs that no distillation has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opadapt.ir.program import Binding, Program
+from opadapt.journal import content_key
+from opadapt.model.graph import Model
+from opadapt.model.regions import Region
+from opadapt.model.splice import splice
+from opadapt.steps.context import Context
+from opadapt.steps.inputs import sample
+from opadapt.steps.paid import paid_once
+from opadapt.steps.workers import DamageTask, run_damage
+from opadapt.train.damage import damage, output_kind
+from opadapt.train.data import Dataset
+from opadapt.train.evaluate import run_batched
+
+CLASS_METRICS = frozenset({"top1", "topk", "f1", "agreement"})
+
+Parts = Mapping[Region, tuple[Program, Binding]]
+
+
+class Harm:
+    """Distance of a changed model's outputs to the original's (KL divergence for class scores, squared error
+    otherwise), less what earlier rounds had done already."""
+
+    def __init__(self, context: Context, dataset: Dataset, model: Model) -> None:
+        self.context, self.model = context, model
+        inputs = sample(dataset, context.samples, 1, context.rng("samples"))
+        self.inputs = {}
+        for name, array in inputs.items():
+            self.inputs[name] = context.cache / f"probe-{content_key(name)}.npy"
+            np.save(self.inputs[name], array)
+        reference = next(iter(run_batched(context.original.proto, inputs).values()))
+        self.reference = context.cache / "probe-outputs.npy"
+        np.save(self.reference, reference)
+        self.kind = output_kind(reference, _is_classes(context, reference))
+        now = next(iter(run_batched(model.proto, inputs).values()))
+        self.before = max(damage(reference, now, self.kind), 0.0)
+
+    def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:
+        """The damage of each set of replacements; infinite where the model does not run."""
+        rows = paid_once(
+            self.context,
+            "damage",
+            keys,
+            run_damage,
+            lambda i: self._task(changes[i]),
+            lambda i, harm: {"damage": harm.value if np.isfinite(harm.value) else None},
+            "compared",
+        )
+        return [float("inf") if row["damage"] is None else row["damage"] - self.before for row in rows]
+
+    def _task(self, parts: Parts) -> DamageTask:
+        changed = splice(self.model, parts)
+        return DamageTask(changed.proto.SerializeToString(), self.inputs, self.reference, self.kind)
+
+
+def _is_classes(context: Context, outputs: NDArray[Any]) -> bool:
+    """Whether the metric reads the outputs as class scores."""
+    return context.experiment.metric.name in CLASS_METRICS and outputs.shape[-1] > 1
