@@ -79,7 +79,8 @@ def duration(seconds: float) -> str:
 
 
 class PlainProgress:
-    """Timestamped lines, for logs: stages and notes at once, steps at most one in ``interval_s`` seconds."""
+    """Timestamped lines, for logs: stages and notes at once, steps at most one in ``interval_s`` seconds,
+    and in a long stage one in twenty of those that it has taken."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class PlainProgress:
         if stage is None:
             raise ValueError("advance before any stage")
         stage.advance(done, now_s)
-        if now_s - self._written_s < self._interval_s:
+        if now_s - self._written_s < max(self._interval_s, (now_s - stage.started_s) / 20):
             return
         self._written_s = now_s
         left_s = stage.left_s(now_s)

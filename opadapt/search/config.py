@@ -33,6 +33,12 @@ class SearchConfig(BaseModel):
         gt=0,
         description="refuse a program with more multiply-accumulates than this, times the original's",
     )
+    max_bytes_ratio: float = Field(
+        4.0, gt=0, description="refuse a program that moves more bytes than this, times the original's"
+    )
+    max_parameters_ratio: float = Field(
+        4.0, gt=0, description="refuse a program with more parameters than this, times the original's"
+    )
     min_gain: float = Field(
         0.15,
         ge=0,

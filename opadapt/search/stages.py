@@ -88,9 +88,15 @@ class Stages:
     def _static(self, candidate: Candidate) -> None:
         if len(candidate.program.body) > self.config.max_instructions:
             raise Refused("static", f"more than {self.config.max_instructions} instructions")
-        bound = self.config.max_macs_ratio * count_macs(self.original.program)
-        if count_macs(candidate.program) > bound:
-            raise Refused("static", f"more than {self.config.max_macs_ratio:g} times the original's MACs")
+        bounds = (
+            ("MACs", count_macs, self.config.max_macs_ratio),
+            ("bytes moved", count_bytes, self.config.max_bytes_ratio),
+            ("parameters", count_params, self.config.max_parameters_ratio),
+        )
+        for what, count, most in bounds:
+            allowed = most * count(self.original.program)
+            if allowed and count(candidate.program) > allowed:
+                raise Refused("static", f"more than {most:g} times the original's {what}")
         if 0 not in {a for step in candidate.program.body for a in step.args} | {candidate.program.output}:
             raise Refused("static", "the input is not used")
 

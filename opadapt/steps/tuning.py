@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +96,13 @@ def tune(context: Context, dataset: Dataset, student: Model, tag: str, replaced:
         except OSError as error:
             raise RunError(f"cannot write {folder}", found=str(error)) from error
         context.journal.start("finetune", key)
-        began = time.monotonic()
         result = _train(context, dataset, student, config, folder, tag)
         row = {
             "weights": context.journal.save_arrays(weights(result.proto)),
             "history": [vars(record) | {"loss": _number(record.loss)} for record in result.history],
             "best_epoch": result.best_epoch,
         }
-        context.journal.finish("finetune", key, row, time.monotonic() - began)
+        context.journal.finish("finetune", key, row, result.seconds)  # those before a kill, too
     model = with_weights(student, context.journal.load_arrays(row["weights"]))
     history = tuple(
         EpochRecord(**r | {"loss": float("nan") if r["loss"] is None else r["loss"]}) for r in row["history"]

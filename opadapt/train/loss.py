@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from opadapt.train.signature import output_of
 
-OutputForm = Literal["scores", "values"]
+OutputForm = Literal["scores", "probabilities", "values"]
 _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 _TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Head:
-    """One output as training sees it: the tensor to take, and whether it holds unnormalised class scores.
+    """One output as training sees it: the tensor to take, and whether it holds class scores, normalised or not.
 
     Where an output is a softmax over the last axis, ``tensor`` is the softmax's input: its gradient does not
     vanish where a probability rounds to 0.
@@ -28,6 +28,11 @@ class Head:
 
     tensor: str
     form: OutputForm
+    softmax: str = ""  # the operator that makes the output of the tensor: Softmax, LogSoftmax or none
+
+    def scores(self, values: Tensor) -> Tensor:
+        """Class scores: logarithms of probabilities are scores as good as any."""
+        return values.clamp_min(_TINY).log() if self.form == "probabilities" else values
 
 
 def heads_of(proto: onnx.ModelProto, classes: bool) -> list[Head]:
@@ -40,10 +45,20 @@ def heads_of(proto: onnx.ModelProto, classes: bool) -> list[Head]:
             node = producer.get(node.input[0])
         rank = 1 + len(output_of(proto, output.name).shape)
         if node is not None and node.op_type in _SOFTMAX and _axis(node, proto) in (-1, rank - 1):
-            heads.append(Head(node.input[0], "scores"))
+            heads.append(Head(node.input[0], "scores", softmax=node.op_type))
         else:
             heads.append(Head(output.name, "scores" if classes and number == 0 else "values"))
     return heads
+
+
+def alike(heads: Sequence[Head], originals: Sequence[Head]) -> list[Head]:
+    """The student's heads in the original's sense: where the original ends in a softmax and the student makes its
+    output in another way (its last region was replaced), that output holds probabilities all the same."""
+    forms: dict[str, OutputForm] = {"Softmax": "probabilities", "LogSoftmax": "scores"}
+    return [
+        replace(head, form=forms[original.softmax]) if original.softmax and not head.softmax else head
+        for head, original in zip(heads, originals, strict=True)
+    ]
 
 
 def _axis(node: onnx.NodeProto, proto: onnx.ModelProto) -> int:
@@ -69,6 +84,7 @@ class Loss:
     """The weighted sum. The first output meets the labels; feature tensors follow the outputs."""
 
     heads: Sequence[Head]
+    originals: Sequence[Head]
     temperature: float
     teacher_weight: float
     label_weight: float
@@ -79,14 +95,16 @@ class Loss:
         count = len(self.heads)
         total = torch.zeros((), device=student[0].device)
         if self.teacher_weight:
-            for head, s, t in zip(self.heads, student, teacher, strict=False):
-                if head.form == "scores":
-                    total = total + self.teacher_weight * soft_target_loss(s, t, self.temperature)
+            for head, original, s, t in zip(self.heads, self.originals, student, teacher, strict=False):
+                if head.form != "values":
+                    distance = soft_target_loss(head.scores(s), original.scores(t), self.temperature)
+                    total = total + self.teacher_weight * distance
                 else:
                     total = total + self.teacher_weight * relative_error(s, t)
         if self.label_weight and labels is not None:
-            if self.heads[0].form == "scores":
-                total = total + self.label_weight * F.cross_entropy(student[0], labels)
+            if self.heads[0].form != "values":
+                scores = self.heads[0].scores(student[0])
+                total = total + self.label_weight * F.cross_entropy(scores, labels)
             else:
                 total = total + self.label_weight * relative_error(student[0].reshape(labels.shape), labels)
         for s, t in zip(student[count:], teacher[count:], strict=True):

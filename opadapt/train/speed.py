@@ -73,7 +73,7 @@ def candidates(precision: Precision, threads: int | None, layout: Layout = "auto
 
 
 def fastest(
-    options: list[Execution], step: Callable[[Execution], None], repeats: int = 2, limit_s: float = 60.0
+    options: list[Execution], step: Callable[[Execution], None], repeats: int = 4, limit_s: float = 60.0
 ) -> Execution:
     """Time ``step`` under every option, the options interleaved, and return the one with the shortest step.
 

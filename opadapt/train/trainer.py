@@ -28,7 +28,7 @@ from opadapt.train.finetune_config import (
     FinetuneResult,
     learning_rate,
 )
-from opadapt.train.loss import Loss, heads_of
+from opadapt.train.loss import Loss, alike, heads_of
 from opadapt.train.metrics import Metric
 from opadapt.train.norms import calibrate, folded, with_norms
 from opadapt.train.preprocess import augment
@@ -63,14 +63,14 @@ class Trainer:
         self.config, self.metric = config, metric
         self.folder, self.fingerprint, self.seed = folder, fingerprint, seed
         self.names = list(inputs_of(student))
-        heads = heads_of(student, dataset.label_kind == "classes")
+        originals = heads_of(teacher, dataset.label_kind == "classes")
+        heads = alike(heads_of(student, dataset.label_kind == "classes"), originals)
         self.loss = Loss(
-            heads, config.temperature, config.teacher_weight, label_weight, config.feature_weight
+            heads, originals, config.temperature, config.teacher_weight, label_weight, config.feature_weight
         )
         self.normed, self.norms = with_norms(student) if config.batch_norm else (student, [])
         features = config.features or ()
         self.student = build(with_outputs(self.normed, [*(h.tensor for h in heads), *features]))
-        originals = heads_of(teacher, dataset.label_kind == "classes")
         self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *features])
         if not parameter_names(self.student):
             raise Refused("finetune", "the model has no weights to train")

@@ -38,6 +38,15 @@ def test_plain_lines_come_at_most_every_few_seconds(clock: _Clock) -> None:
     assert len(lines) == 1 + 5  # 25 seconds of work
 
 
+def test_plain_lines_grow_rare_in_a_stage_that_takes_long(clock: _Clock) -> None:
+    progress, lines = _plain(clock)
+    progress.stage("train", 3600)
+    for done in range(1, 3601):
+        clock.now_s += 1
+        progress.advance(done)
+    assert 40 < len(lines) < 120  # an hour; one line in five seconds would be 720
+
+
 def test_notes_and_stages_are_never_held_back(clock: _Clock) -> None:
     progress, lines = _plain(clock)
     progress.stage("one")

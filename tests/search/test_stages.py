@@ -62,6 +62,22 @@ def test_static_bounds_cost_no_measurement() -> None:
     assert sum(isinstance(r, Refused) and r.stage == "static" for r in results) == long
 
 
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ("max_macs_ratio", "MACs"),
+        ("max_bytes_ratio", "bytes moved"),
+        ("max_parameters_ratio", "parameters"),
+    ],
+)
+def test_every_static_bound_is_relative_to_the_original(field: str, reason: str) -> None:
+    config = SearchConfig(**{field: 1e-6})
+    result = stages(Counting([0.5]), Counting([0.1]), config).evaluate(BATCH[:1])[0]
+    assert isinstance(result, Refused) and result.stage == "static" and reason in result.reason
+    wide = SearchConfig(**{field: 100.0})
+    assert stages(Counting([0.5]), Counting([0.1]), wide).evaluate(BATCH[:1]) == [Scores(0.5, 0.1)]
+
+
 def test_the_same_function_at_the_same_cost_is_seen_once() -> None:
     latency = Counting([0.5, 0.5])
     made = stages(latency, Counting([0.1, 0.1]))

@@ -18,7 +18,7 @@ from opadapt.train.data import Dataset, Split
 from opadapt.train.evaluate import predict
 from opadapt.train.finetune import FinetuneConfig, finetune
 from opadapt.train.finetune_config import learning_rate
-from opadapt.train.loss import Head, Loss, heads_of
+from opadapt.train.loss import Head, Loss, alike, heads_of
 from opadapt.train.metrics import MetricConfig, make_metric
 from opadapt.train.preprocess import AugmentConfig, Preprocess, PreprocessConfig, resolve
 from opadapt.train.speed import Execution, candidates, fastest
@@ -211,7 +211,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
 
 
 def test_softmax_outputs_are_trained_before_the_softmax():
-    assert heads_of(classifier(0, softmax=True), classes=False) == [Head("z", "scores")]
+    assert heads_of(classifier(0, softmax=True), classes=False) == [Head("z", "scores", "Softmax")]
     assert heads_of(classifier(0), classes=True) == [Head("out", "scores")]
     assert heads_of(classifier(0), classes=False) == [Head("out", "values")]
 
@@ -220,15 +220,29 @@ def test_the_loss_is_the_weighted_sum():
     rng = np.random.default_rng(0)
     s, t, f, g = (torch.from_numpy(rng.normal(size=(8, 3))) for _ in range(4))
     labels = torch.from_numpy(rng.integers(0, 3, 8))
-    loss = Loss([Head("z", "scores")], 2.0, 0.7, 0.3, 0.5)
+    loss = Loss([Head("z", "scores")], [Head("z", "scores")], 2.0, 0.7, 0.3, 0.5)
     p, q = torch.softmax(t / 2, 1), torch.softmax(s / 2, 1)
     expected = 0.7 * 4 * (p * (p / q).log()).sum(1).mean()
     expected += 0.3 * -torch.log_softmax(s, 1)[range(8), labels].mean()
     expected += 0.5 * (f - g).square().mean() / g.var(unbiased=False)
     assert float(loss([s, f], [t, g], labels)) == pytest.approx(float(expected), rel=1e-9)
-    assert float(Loss([Head("z", "scores")], 2.0, 1.0, 0.0, 0.0)([t], [t], None)) == pytest.approx(
-        0, abs=1e-12
-    )
+    assert float(
+        Loss([Head("z", "scores")], [Head("z", "scores")], 2.0, 1.0, 0.0, 0.0)([t], [t], None)
+    ) == pytest.approx(0, abs=1e-12)
+
+
+def test_probabilities_that_are_not_made_by_a_softmax_are_compared_as_probabilities():
+    """A student whose last region was replaced may make its probabilities in another way than the original."""
+    originals = heads_of(classifier(0, softmax=True), classes=True)
+    heads = alike(heads_of(classifier(0), classes=True), originals)
+    assert heads == [Head("out", "probabilities")]
+    rng = np.random.default_rng(0)
+    logits, labels = torch.from_numpy(rng.normal(size=(8, 3)) * 3), torch.from_numpy(rng.integers(0, 3, 8))
+    plain = Loss(originals, originals, 2.0, 1.0, 0.5, 0.0)
+    mixed = Loss(heads, originals, 2.0, 1.0, 0.5, 0.0)
+    found = float(mixed([torch.softmax(logits, 1)], [logits], labels))
+    assert found == pytest.approx(float(plain([logits], [logits], labels)), rel=1e-9)
+    assert alike(originals, originals) == originals
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
