@@ -236,7 +236,7 @@ def _shapes(given: list[str] | None) -> dict[str, str]:
 
 def _check(experiment: Experiment) -> None:
     """What can be told at once, before a run folder is made."""
-    from opadapt.measure.device import load_facts
+    from opadapt.measure.facts import load_facts
     from opadapt.model.load import load
     from opadapt.train.entry import is_entry_point
 

@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from opadapt.errors import DeviceError
-from opadapt.measure.device import Facts, Kernel, NDArrayAny, RawProfile
+from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
+from opadapt.measure.facts import Facts
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.measure.transport import AGENT, Transport
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opadapt.measure.agent_device import AgentDevice
-from opadapt.measure.device import Facts, NDArrayAny, RawProfile
+from opadapt.measure.device import NDArrayAny, RawProfile
+from opadapt.measure.facts import Facts
 from opadapt.measure.lock import MeasuringLock, measuring_lock
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.measure.transport import LocalTransport, Transport

@@ -12,7 +12,8 @@ import onnxruntime as ort
 
 from opadapt.errors import DeviceError
 from opadapt.measure.cost import concrete_shapes, node_cost
-from opadapt.measure.device import Facts, Kernel, NDArrayAny, NullCost, RawProfile
+from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
+from opadapt.measure.facts import Facts, NullCost
 from opadapt.measure.timing import BlockTimes, Timing
 
 

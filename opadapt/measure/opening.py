@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from opadapt.measure.device import Device, Facts, load_facts
+from opadapt.measure.device import Device
+from opadapt.measure.facts import Facts, load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.null import NullDevice
 

@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opadapt.measure.device import Device, load_facts
+from opadapt.measure.device import Device
+from opadapt.measure.facts import load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.null import NullDevice

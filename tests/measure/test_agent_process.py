@@ -17,7 +17,7 @@ import pytest
 
 from opadapt.errors import DeviceError
 from opadapt.measure.agent import block_order
-from opadapt.measure.device import load_facts
+from opadapt.measure.facts import load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.timing import Timing

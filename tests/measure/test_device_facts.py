@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opadapt.errors import ConfigError
-from opadapt.measure.device import load_facts
+from opadapt.measure.facts import load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.null import NullDevice
 from opadapt.measure.opening import open_device
