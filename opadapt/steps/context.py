@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from opadapt.errors import ModelError, Refused, RunError
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal, content_key
+from opadapt.measure.address import split_device
 from opadapt.measure.device import Device
 from opadapt.measure.opening import open_device
 from opadapt.measure.timing import Timing
@@ -108,8 +109,9 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
 
 
 def _fingerprint(experiment: Experiment, original: Model, dataset: Dataset | None) -> str:
-    """What a run's recorded results stand for. Not the folder and the paths: those may move."""
-    settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model"})
+    """What a run's recorded results stand for. Not the folder, the paths and the hosts: those may move."""
+    settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model", "host"})
+    settings["device"] = split_device(experiment.device)[0]
     if settings["data"] is not None:
         settings["data"] |= {"path": None, "x": None, "y": None}
     digest = hashlib.sha256(original.proto.SerializeToString(deterministic=True))
@@ -146,7 +148,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         lock,
         contextlib.closing(Journal(folder)) as journal,
         Workers(experiment.search.workers) as workers,
-        open_device(experiment.device, experiment.timing.threads or 1) as device,
+        open_device(experiment.device, experiment.timing.threads or 1, experiment.host) as device,
     ):
         journal.fix("experiment", _fingerprint(experiment, original, dataset))
         assert original.source.original is not None
