@@ -33,6 +33,8 @@ _DO = {
 class AgentDevice:
     """Device over a transport. The agent is started at first use, and again after it was lost."""
 
+    parallel = 1
+
     def __init__(self, facts: Facts, transport: Transport, threads: int) -> None:
         self.facts = facts
         self.threads = threads

@@ -40,6 +40,10 @@ class Device(Protocol):
     facts: Facts
     threads: int
 
+    @property
+    def parallel(self) -> int:
+        """How many requests it works on at once: the boards of a fleet that are left; 1 for all others."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...

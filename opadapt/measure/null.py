@@ -20,6 +20,8 @@ from opadapt.measure.timing import BlockTimes, Timing
 class NullDevice:
     """Device whose every node costs overhead + MACs / rate + bytes / rate, in seconds."""
 
+    parallel = 1
+
     def __init__(self, facts: Facts, threads: int) -> None:
         if facts.cost is None:
             raise DeviceError(f"{facts.name}: a null device needs a cost model", expected="facts with 'cost'")
