@@ -6,7 +6,7 @@ answer on stdout: ``{"id", "do", ...}`` -> ``{"id", ...}`` or ``{"id", "error": 
 
     hello                     sha256, folder, versions, cpu, ...
     conditions                temperature, governor, clock, throttling, load, versions
-    time     models, timing   latency_s[model][block], order, conditions
+    time     models, timing   latency_s[model][block], order, conditions; with "energy": energy_j[model] or null
     profile  model, timing    kernels, the path of the optimised model, un-profiled times
     run      model, feeds     the path of the outputs
     forget   paths            how many files were removed, those made of them included
@@ -15,11 +15,16 @@ Whoever sends files puts them into ``folder``; it goes with everything in it whe
 onnxruntime runs in a child process, so an illegal instruction, a segmentation fault, the memory killer or a
 timeout becomes an answer that names it, and the agent lives on. The agent itself is single-threaded and needs
 the standard library alone.
+
+``conditions``, ``time`` and ``profile`` take "board", which says how this board is measured: see ``Board``.
 """
+
+# ruff: noqa: B905 (the zip of Python 3.9 knows no strict)
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import gc
 import hashlib
 import json
@@ -34,8 +39,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 PROTOCOL = 1
 PROVIDER = "CPUExecutionProvider"
@@ -43,6 +50,11 @@ PROFILED_RUNS = 100  # at most: the profile of 250 nodes is then about 15 MB of 
 PROFILE_WARMUP = 3  # profiled runs that are not counted
 HERE = Path(__file__).resolve()
 SYS = Path("/sys")
+ENERGY_S = 0.5  # least duration of a block whose energy is measured
+_PAUSE_S = 1.0  # after throttling where no temperature is set: doubled at every repetition
+_POLL_S = 0.1  # between two looks at the temperature while the board cools down
+_SAMPLE_S = 0.01  # between two readings of the power; the sensors convert once in 1 to 140 ms
+_LEAD_S = 0.2  # what runs before an energy block: sensors average over the time before a reading
 _STAGE = Path("stage")  # in the child's folder: the mark of what it was at, which outlives a crash
 
 
@@ -63,33 +75,362 @@ def cpu_model() -> str:
     return named or platform.processor() or platform.machine()
 
 
-def _throttled() -> str | None:
-    """A Raspberry Pi's word of flags, x86's counter, or None where the system tells nothing."""
+def _integer(path: Path) -> int | None:
+    text = _read(path)
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _printed(*command: str) -> str:
+    """What a command prints after ``=``; nothing where it is missing or fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["vcgencmd", "get_throttled"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         return done.stdout.strip().partition("=")[2]
-    counters = SYS.glob("devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
-    counts = [int(text) for text in map(_read, counters) if text.isdigit()]
-    return str(sum(counts)) if counts else None
+    return ""
 
 
-def conditions() -> dict[str, Any]:
-    """What may differ from one measurement to the next. What the system does not tell is None or empty."""
-    temperature_c = {}
+def _zones(match: str) -> Iterator[tuple[str, int | None]]:
+    """Thermal zones whose type matches, in millidegrees (kernel: Documentation/driver-api/thermal)."""
     for zone in sorted(SYS.glob("class/thermal/thermal_zone*")):
-        value = _read(zone / "temp")
-        if value.lstrip("-").isdigit():
-            temperature_c[f"{zone.name}:{_read(zone / 'type')}"] = int(value) / 1000
-    clocks = map(_read, sorted(SYS.glob("devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")))
+        name = _read(zone / "type")
+        if fnmatch.fnmatch(name, match):
+            yield f"{zone.name}:{name}", _integer(zone / "temp")
+
+
+def _chips(match: str) -> Iterator[tuple[str, int | None]]:
+    """Sensors of the hwmon chips whose name matches, in millidegrees (Documentation/hwmon/sysfs-interface)."""
+    for chip in sorted(SYS.glob("class/hwmon/hwmon*")):
+        name = _read(chip / "name")
+        for sensor in sorted(chip.glob("temp*_input")) if fnmatch.fnmatch(name, match) else ():
+            yield f"{chip.name}:{name}:{sensor.name[: -len('_input')]}", _integer(sensor)
+
+
+TEMPERATURES: dict[str, Callable[[str], Iterator[tuple[str, int | None]]]] = {"zone": _zones, "hwmon": _chips}
+
+
+def temperatures(thermal: list[dict[str, Any]]) -> dict[str, float]:
+    """Degrees Celsius of the sources ``{"kind", "match"}``; those that cannot be read are left out."""
+    found: dict[str, float] = {}
+    for source in thermal:
+        if source["kind"] in TEMPERATURES:
+            readings = TEMPERATURES[source["kind"]](source["match"])
+            found.update({name: value / 1000 for name, value in readings if value is not None})
+    return found
+
+
+def _pi_flags() -> tuple[int, ...]:
+    """The Raspberry Pi's word: bits 0 to 3 say what is so now, 16 to 19 what has been since it was started."""
+    word = _printed("vcgencmd", "get_throttled")
+    with contextlib.suppress(ValueError):
+        return (int(word, 16),)
+    return ()
+
+
+def _pi_throttled(before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    """Under-voltage counts, too: the firmware answers it with a lower clock."""
+    names = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
+    flags = 0
+    for old, new in zip(before, after):
+        flags |= old | new | (new & ~old) >> 16  # a flag of the past that is new came and went meanwhile
+    return ", ".join(name for bit, name in enumerate(names) if flags >> bit & 1)
+
+
+def _x86_counts() -> tuple[int, ...]:
+    """How often, and for how long, each core and package was throttled (intel_thermal_throttle)."""
+    values = ("core_throttle_count", "package_throttle_count", "core_throttle_total_time_ms")
+    folders = sorted(SYS.glob("devices/system/cpu/cpu*/thermal_throttle"))
+    return tuple(_integer(folder / value) or 0 for folder in folders for value in values)
+
+
+def _x86_throttled(before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    return "the CPU's throttle counters rose" if any(a > b for b, a in zip(before, after)) else ""
+
+
+# by the kind of thermal source: what it says now, and what two readings say about the time between them
+SIGNS: dict[str, tuple[Callable[[], tuple[int, ...]], Callable[..., str]]] = {
+    "vcgencmd": (_pi_flags, _pi_throttled),
+    "x86_counter": (_x86_counts, _x86_throttled),
+}
+
+
+def _throttled() -> str | None:
+    """A Raspberry Pi's word of flags, x86's counter, or None where the system tells nothing."""
+    flags = _printed("vcgencmd", "get_throttled")
+    counts = _x86_counts()
+    return flags or (str(sum(counts[::3])) if counts else None)
+
+
+def conditions(thermal: list[dict[str, Any]]) -> dict[str, Any]:
+    """What may differ from one measurement to the next. What the system does not tell is None or empty."""
+    clocks = map(_integer, sorted(SYS.glob("devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")))
     governors = set(map(_read, SYS.glob("devices/system/cpu/cpu*/cpufreq/scaling_governor"))) - {""}
+    hertz = _printed("vcgencmd", "measure_clock", "arm")  # what the firmware made of the kernel's wish
     return {
-        "temperature_c": temperature_c,
+        "temperature_c": temperatures([{"kind": "zone", "match": "*"}, *thermal]),
         "governor": ",".join(sorted(governors)) or None,
-        "clock_mhz": [int(text) / 1000 for text in clocks if text.isdigit()],
+        "clock_mhz": [value / 1000 for value in clocks if value is not None],
+        "firmware_clock_mhz": int(hertz) / 1e6 if hertz.isdigit() else None,
         "throttled": _throttled(),
         "load_average": list(os.getloadavg()),
     }
+
+
+class _Fault(Exception):
+    """What an answer's error says: ``kind`` tells the host what can be done about it."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+_T = TypeVar("_T")
+
+
+class Board:
+    """How one request is measured: pinned, cooled down, without throttling; and what that took.
+
+    Settings, all optional: "pin_cores", "cool" {"start_above_c", "resume_below_c", "wait_s"}, "thermal" and
+    "power" (lists of sources), "max_retries". ``wait_s`` bounds the waiting of the whole request; then it is
+    measured as hot as it is, and the conditions say so. With more threads than ``pin_cores`` nothing is pinned.
+    Raises _Fault "pinning" where these cores cannot be had.
+    """
+
+    def __init__(self, settings: dict[str, Any], threads: int) -> None:
+        self.thermal = settings.get("thermal") or []
+        self.cool = settings.get("cool")
+        self.power = settings.get("power") or []
+        self.retries = settings.get("max_retries", 0)
+        self.signs = [SIGNS[source["kind"]] for source in self.thermal if source["kind"] in SIGNS]
+        self.seen: list[tuple[int, ...]] | None = None
+        self.discarded, self.waited_s, self.too_hot = 0, 0.0, False
+        cores = set(settings.get("pin_cores") or ())
+        self.pinned = sorted(cores) if len(cores) >= threads else None
+        if self.pinned:
+            _pin(cores)
+
+    def conditions(self) -> dict[str, Any]:
+        return {
+            "discarded_blocks": self.discarded,
+            "waited_s": round(self.waited_s, 1),
+            "too_hot": self.too_hot,
+            "pinned": self.pinned,
+        }
+
+    def steady(self, what: str, sample: Callable[[], _T], warm: Callable[[], Any] | None = None) -> _T:
+        """A sample taken while nothing throttled; after a pause ``warm`` comes first, which brings the clock and
+        the caches back. Raises _Fault "throttled" when every repetition was."""
+        reasons = ""
+        for attempt in range(self.retries + 1):
+            paused = self._cool_down(attempt)
+            _STAGE.write_text(what)
+            if paused and warm is not None:
+                warm()
+            before = self.seen or self._read()
+            result = sample()
+            self.seen = self._read()
+            reasons = self._throttled(before, self.seen)
+            if not reasons:
+                return result
+            self.discarded += 1
+            self.seen = None
+        heat_c = self._heat_c()
+        where = "" if heat_c is None else f", at {heat_c:.0f} degrees C"
+        raise _Fault("throttled", f"throttled in each of {self.retries + 1} attempts: {reasons}{where}")
+
+    def _read(self) -> list[tuple[int, ...]]:
+        return [read() for read, _ in self.signs]
+
+    def _throttled(self, before: list[tuple[int, ...]], after: list[tuple[int, ...]]) -> str:
+        found = [judge(b, a) for (_, judge), b, a in zip(self.signs, before, after)]
+        return ", ".join(filter(None, found))
+
+    def _heat_c(self) -> float | None:
+        return max(temperatures(self.thermal).values(), default=None)
+
+    def _above(self, limit_c: float, flags: bool) -> bool:
+        """Whether it is hotter than that or, with ``flags``, throttled at this moment."""
+        heat_c, now = self._heat_c(), self._read() if flags else []
+        return (heat_c is not None and heat_c > limit_c) or bool(self._throttled(now, now))
+
+    def _cool_down(self, attempt: int) -> bool:
+        """Wait if it is too hot; after throttling, until it is cool again and no flag stands. Says whether."""
+        again = attempt > 0
+        if self.cool is None:
+            pause_s = _PAUSE_S * 2 ** (attempt - 1) if again else 0.0
+            self.waited_s += pause_s
+            time.sleep(pause_s)
+            return again
+        resume_c, limit_s = self.cool["resume_below_c"], self.cool["wait_s"]
+        hot = self._above(resume_c if again else self.cool["start_above_c"], again)
+        if not hot:
+            return False
+        _STAGE.write_text(f"waiting until it is below {resume_c:g} degrees C")
+        self.seen, began, before_s = None, time.monotonic(), self.waited_s
+        while hot and self.waited_s < limit_s:
+            time.sleep(_POLL_S)
+            self.waited_s = before_s + time.monotonic() - began
+            hot = self._above(resume_c, again)
+        self.too_hot = self.too_hot or hot
+        return self.waited_s > before_s
+
+
+def _pin(cores: set[int]) -> None:
+    """Run on these cores alone, with every thread that is started from now on (sched_setaffinity(2))."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise _Fault("pinning", f"{platform.system()} does not pin to cores")
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, cores)
+    if os.sched_getaffinity(0) != cores:
+        allowed = sorted(os.sched_getaffinity(0))
+        raise _Fault("pinning", f"cannot run on the cores {sorted(cores)}, only on {allowed}")
+
+
+class _Counter:
+    """The energy counter of one powercap zone, in microjoules, which starts again after its range.
+
+    Kernel: Documentation/power/powercap. It moves about once in a millisecond.
+    """
+
+    lead_s, block_s = _LEAD_S, ENERGY_S
+
+    def __init__(self, zone: Path) -> None:
+        self.zone, self.name = zone, f"rapl {_read(zone / 'name')}"
+        self.started: int | None = None
+
+    def works(self) -> bool:
+        return _integer(self.zone / "energy_uj") is not None
+
+    def start(self) -> None:
+        self.started = _integer(self.zone / "energy_uj")
+
+    def stop(self) -> float | None:
+        """Joules since the start; None if the counter cannot be read or stands still."""
+        ended, span = _integer(self.zone / "energy_uj"), _integer(self.zone / "max_energy_range_uj")
+        if self.started is None or ended is None:
+            return None
+        used = ended - self.started
+        if used < 0:
+            used += span or 0
+        return used / 1e6 if used > 0 else None
+
+
+class _Power:
+    """One channel of a hwmon chip, read every few milliseconds while a model runs.
+
+    Documentation/hwmon/sysfs-interface: power in microwatts, current in milliamperes, voltage in millivolts,
+    update_interval in milliseconds.
+    """
+
+    def __init__(self, chip: Path, channel: int) -> None:
+        self.chip, self.channel = chip, channel
+        self.name = f"{_read(chip / 'name')} channel {channel}"
+        interval_s = min(_integer(chip / "update_interval") or 0, 2000) / 1000
+        self.lead_s, self.block_s = max(_LEAD_S, 2 * interval_s), max(ENERGY_S, 5 * interval_s)
+        self.samples: list[tuple[float, float]] = []  # seconds, watts
+        self.done = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def works(self) -> bool:
+        return self.watts() is not None
+
+    def watts(self) -> float | None:
+        power = _integer(self.chip / f"power{self.channel}_input")
+        if power is not None:
+            return power / 1e6
+        current = _integer(self.chip / f"curr{self.channel}_input")
+        voltage = _integer(self.chip / f"in{self.channel}_input")
+        return None if current is None or voltage is None else current * voltage / 1e6
+
+    def take(self) -> None:
+        watts = self.watts()
+        if watts is not None:
+            self.samples.append((time.perf_counter(), watts))
+
+    def follow(self) -> None:
+        while not self.done.wait(_SAMPLE_S):
+            self.take()
+
+    def start(self) -> None:
+        self.samples.clear()
+        self.done.clear()
+        self.take()
+        self.thread = threading.Thread(target=self.follow, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> float | None:
+        """Joules since the start, by the trapezoidal rule; None where no power could be read."""
+        self.done.set()
+        if self.thread is not None:
+            self.thread.join()
+        self.take()
+        used = 0.0
+        for (t0, p0), (t1, p1) in zip(self.samples, self.samples[1:]):
+            used += (t1 - t0) * (p0 + p1) / 2
+        return used if used > 0 else None
+
+
+def _rapl(source: dict[str, Any]) -> Iterator[_Counter]:
+    """One zone, not a sum: a package contains its cores, dies may mirror each other, and what the zones of
+    intel-rapl-mmio count is counted by intel-rapl already."""
+    for zone in sorted(SYS.glob("class/powercap/intel-rapl:*")):
+        if fnmatch.fnmatch(_read(zone / "name"), source["match"]):
+            yield _Counter(zone)
+
+
+def _hwmon(source: dict[str, Any]) -> Iterator[_Power]:
+    """Channel n is power<n>, or curr<n> and in<n>; without one, the first. (ina2xx: 1; ina3221: 1 to 3.)"""
+    for chip in sorted(SYS.glob("class/hwmon/hwmon*")):
+        if not fnmatch.fnmatch(_read(chip / "name"), source["match"]):
+            continue
+        files = [*chip.glob("power*_input"), *chip.glob("curr*_input")]
+        there = sorted({int("".join(filter(str.isdigit, file.name))) for file in files})
+        wanted = source.get("channel")
+        for channel in there[:1] if wanted is None else [wanted]:
+            yield _Power(chip, channel)
+
+
+METERS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {"rapl": _rapl, "hwmon": _hwmon}
+
+
+def find_meter(power: list[dict[str, Any]]) -> tuple[Any, str | None]:
+    """The first of the sources that is there and gives a reading, and, if none does, why not."""
+    reasons = []
+    for source in power:
+        reasons.append(f"{source['kind']} {source['match']}: not there")
+        for meter in METERS[source["kind"]](source):
+            if meter.works():
+                return meter, None
+            reasons[-1] = f"{meter.name}: cannot be read (by root only?)"
+    return None, "; ".join(reasons) or None
+
+
+def _energy(board: Board, runners: list[Any]) -> tuple[list[float] | None, dict[str, Any]]:
+    """Joules per inference of each model, all that the source supplies included (the idle board, too), and
+    what was measured. None without a source: nothing is estimated."""
+    meter, missing = find_meter(board.power)
+    if meter is None:
+        return None, {"power_source": None, **({"power_missing": missing} if missing else {})}
+
+    found = [
+        board.steady(f"model {number}: energy", partial(_energy_block, meter, run))
+        for number, run in enumerate(runners)
+    ]
+    energy_j = [used / runs for used, _, runs in found if used is not None]
+    if len(energy_j) < len(runners):
+        return None, {"power_source": None, "power_missing": f"{meter.name}: reads nothing"}
+    facts = {"seconds": [seconds for _, seconds, _ in found], "runs": [runs for _, _, runs in found]}
+    return energy_j, {"power_source": meter.name, "energy": facts}
+
+
+def _energy_block(meter: Any, run: Any) -> tuple[float | None, float, int]:
+    """Joules, seconds and number of consecutive runs."""
+    _block(run, meter.lead_s, 1)
+    runs, began = 0, time.perf_counter()
+    meter.start()
+    while not runs or time.perf_counter() - began < meter.block_s:
+        run()
+        runs += 1
+    used = meter.stop()
+    return used, time.perf_counter() - began, runs
 
 
 def _session(path: str, threads: int, profile: bool = False) -> Any:
@@ -178,14 +519,20 @@ def _do_conditions(request: dict[str, Any]) -> dict[str, Any]:
     import onnxruntime as ort
 
     fixed = {"cpu": cpu_model(), "machine": platform.machine(), "onnxruntime": ort.__version__}
-    return {**fixed, "provider": PROVIDER, "threads": request["threads"], "before": conditions()}
+    now = conditions((request.get("board") or {}).get("thermal") or [])
+    return {**fixed, "provider": PROVIDER, "threads": request["threads"], "before": now}
 
 
 def _do_time(request: dict[str, Any]) -> dict[str, Any]:
+    board = Board(request.get("board") or {}, request["timing"]["threads"])
+    return _timed(request, request["models"], board)
+
+
+def _timed(request: dict[str, Any], models: list[str], board: Board) -> dict[str, Any]:
     timing = request["timing"]
-    found = _do_conditions(timing)
+    found = _do_conditions({"threads": timing["threads"], "board": request.get("board")})
     runners = []
-    for number, path in enumerate(request["models"]):
+    for number, path in enumerate(models):
         _STAGE.write_text(f"model {number}: making the session")
         runners.append(_runner(_session(path, timing["threads"]), timing["seed"]))
         _STAGE.write_text(f"model {number}: warming up")
@@ -195,11 +542,17 @@ def _do_time(request: dict[str, Any]) -> dict[str, Any]:
     gc.collect()
     gc.disable()
     for number in order:
-        _STAGE.write_text(f"model {number}: block {len(latency_s[number])}")
-        times = _block(runners[number], timing["min_block_s"], timing["min_runs"])
+        times = board.steady(
+            f"model {number}: block {len(latency_s[number])}",
+            partial(_block, runners[number], timing["min_block_s"], timing["min_runs"]),
+            partial(_block, runners[number], timing["warmup_s"], 1),
+        )
         latency_s[number].append(statistics.median(times) / 1e9)
+    after = conditions(board.thermal)
+    energy_j, power = _energy(board, runners) if request.get("energy") else (None, {})
     gc.enable()
-    return {"latency_s": latency_s, "order": order, "conditions": {**found, "after": conditions()}}
+    found = {**found, "after": after, **board.conditions(), **power}
+    return {"latency_s": latency_s, "order": order, "energy_j": energy_j, "conditions": found}
 
 
 def _kernels(path: str) -> list[dict[str, Any]]:
@@ -221,17 +574,22 @@ def _kernels(path: str) -> list[dict[str, Any]]:
 
 def _do_profile(request: dict[str, Any]) -> dict[str, Any]:
     timing, path = request["timing"], request["model"]
-    times = _do_time({"models": [path], "timing": timing})
-    _STAGE.write_text("model 0: making the profiled session")
+    board = Board(request.get("board") or {}, timing["threads"])
+    times = _timed(request, [path], board)
+    kernels = board.steady("model 0: profiled runs", partial(_profiled, path, timing))
+    times["conditions"].update(board.conditions())
+    return {"kernels": kernels, "optimized": f"{path}.optimized", "times": times}
+
+
+def _profiled(path: str, timing: dict[str, Any]) -> list[dict[str, Any]]:
     session = _session(path, timing["threads"], profile=True)
     run = _runner(session, timing["seed"])
-    _STAGE.write_text("model 0: profiled runs")
     end = time.perf_counter() + timing["profile_s"]
     for number in range(PROFILE_WARMUP + max(PROFILED_RUNS, timing["min_runs"])):
         run()
         if number >= PROFILE_WARMUP + timing["min_runs"] and time.perf_counter() > end:
             break
-    return {"kernels": _kernels(session.end_profiling()), "optimized": f"{path}.optimized", "times": times}
+    return _kernels(session.end_profiling())
 
 
 def _do_run(request: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +623,8 @@ def child() -> None:
         except Exception as error:
             kind = "memory" if isinstance(error, MemoryError) or "alloc" in str(error) else "exception"
             result = {"error": {"kind": kind, "message": f"{type(error).__name__}: {error}"}}
+            if isinstance(error, _Fault):
+                result = {"error": {"kind": error.kind, "message": str(error)}}
         json.dump(result, answer)
     os._exit(0)  # a finished child does not wait for its watching thread
 
@@ -317,7 +677,7 @@ class Agent:
         """Run one request in a child process and say how it went."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         limit_s = float(request.get("timeout_s", 600))
-        command, pipe = [sys.executable, str(HERE), "--child"], subprocess.PIPE
+        command, pipe = [sys.executable, str(HERE), "--child", "--sysfs", str(SYS)], subprocess.PIPE
         with (folder / "log").open("wb") as log:
             # a session of its own, so that it can be killed with whatever it started
             options: dict[str, Any] = {"stderr": log, "cwd": folder, "start_new_session": True}
@@ -380,8 +740,19 @@ class Agent:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _take_sysfs(arguments: list[str]) -> list[str]:
+    """The arguments without ``--sysfs DIR``, which stands in for /sys (for tests)."""
+    global SYS
+    if "--sysfs" not in arguments:
+        return arguments
+    at = arguments.index("--sysfs")
+    SYS = Path(arguments[at + 1])
+    return arguments[:at] + arguments[at + 2 :]
+
+
 def main() -> None:
-    if sys.argv[1:] == ["--child"]:
+    arguments = _take_sysfs(sys.argv[1:])
+    if arguments == ["--child"]:
         child()
 
     def go(number: int, frame: Any) -> None:
