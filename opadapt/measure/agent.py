@@ -9,12 +9,18 @@ answer on stdout: ``{"id", "do", ...}`` -> ``{"id", ...}`` or ``{"id", "error": 
     time     models, timing   latency_s[model][block], order, conditions; with "energy": energy_j[model] or null
     profile  model, timing    kernels, the path of the optimised model, un-profiled times
     run      model, feeds     the path of the outputs
-    forget   paths            how many files were removed, those made of them included
+    forget   paths, keep      how many files were removed, those made of them included; "keep": paths that stay
+    verify   path, sha256     the file ``path.part`` is whole and becomes ``path``, or is removed
+    bye                       everything is removed and the agent ends
 
-Whoever sends files puts them into ``folder``; it goes with everything in it when stdin closes. What touches
+Whoever sends files puts them into ``folder``; it goes with everything in it when the agent ends. What touches
 onnxruntime runs in a child process, so an illegal instruction, a segmentation fault, the memory killer or a
 timeout becomes an answer that names it, and the agent lives on. The agent itself is single-threaded and needs
 the standard library alone.
+
+Started without options it ends when stdin does. A host that may lose its connection starts it with ``--token T``:
+``folder`` is then ``sessions/T`` beside this file, and with ``--linger S`` the agent keeps the files S seconds
+longer for a new agent of the same token, which takes them over. ``--board-lock`` lets one host measure at a time.
 
 ``conditions``, ``time`` and ``profile`` take "board", which says how this board is measured: see ``Board``.
 """
@@ -23,13 +29,17 @@ the standard library alone.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import errno
+import fcntl
 import fnmatch
 import gc
 import hashlib
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -50,6 +60,7 @@ PROFILED_RUNS = 100  # at most: the profile of 250 nodes is then about 15 MB of 
 PROFILE_WARMUP = 3  # profiled runs that are not counted
 HERE = Path(__file__).resolve()
 SYS = Path("/sys")
+BOARD_LOCK = Path("/tmp/opadapt-board.lock")  # not TMPDIR: it is one for all users
 ENERGY_S = 0.5  # least duration of a block whose energy is measured
 _PAUSE_S = 1.0  # after throttling where no temperature is set: doubled at every repetition
 _POLL_S = 0.1  # between two looks at the temperature while the board cools down
@@ -630,7 +641,15 @@ def child() -> None:
 
 
 class _Closed(Exception):
-    """stdin is at its end, or a signal asked the agent to go."""
+    """stdin is at its end: nobody is there any more, or the connection is broken."""
+
+
+class _Asked(Exception):
+    """The host, or a signal, asked the agent to go."""
+
+
+class _Taken(Exception):
+    """Another agent has the session now."""
 
 
 def _how_it_ended(code: int, log: str) -> dict[str, Any]:
@@ -642,11 +661,150 @@ def _how_it_ended(code: int, log: str) -> dict[str, Any]:
     return {"kind": "signal", "signal": name, "message": f"killed by {name}{note}", "log": log}
 
 
+_HASH = re.compile(r"[0-9a-f]{64}")
+_HELD = "held"  # in a session's folder: locked by its agent, whose process id is in it
+_PATIENCE_S = 10.0  # for the agent before to let go of the session
+_STALE_S = 600.0  # the age at which an upload is nobody's any more
+
+
+def _lock(path: Path) -> int | None:
+    """An exclusive flock(2) on the file, made if need be; None if it is held, or the file is no longer there."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), path.stat()):  # else it was swept away between opening and locking
+            return file
+    os.close(file)
+    return None
+
+
+def _take_session(folder: Path) -> int:
+    """The lock of the session, taken from the agent that still has it. Raises OSError."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = _lock(folder / _HELD)
+        if file is not None:
+            os.ftruncate(file, 0)
+            os.write(file, str(os.getpid()).encode())
+            return file
+        late = time.monotonic() > deadline
+        if late and time.monotonic() > 2 * _PATIENCE_S + deadline:
+            raise OSError(errno.EBUSY, "another agent keeps the session", str(folder))
+        _tell_to_go(folder, signal.SIGKILL if late else signal.SIGUSR1)
+        time.sleep(0.05)
+
+
+def _tell_to_go(folder: Path, number: int) -> None:
+    """Signal the process that ``held`` names, if it is an agent of this session."""
+    pid = _read(folder / _HELD)
+    if pid.isdigit() and f"\0{folder.name}\0" in _read(Path("/proc", pid, "cmdline")) + "\0":
+        with contextlib.suppress(OSError):
+            os.kill(int(pid), number)
+
+
+def _tidy(folder: Path) -> dict[str, int]:
+    """Remove what an agent before left unfinished; the sizes of the whole files that it had."""
+    whole = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif _HASH.fullmatch(entry.name):
+            whole[entry.name] = entry.stat().st_size
+        elif entry.name != _HELD and not (entry.suffix == ".part" and _HASH.fullmatch(entry.stem)):
+            entry.unlink()
+    return whole
+
+
+def _sweep(sessions: Path, mine: Path) -> None:
+    """Remove the sessions of agents that were killed, and uploads of this file that were broken off."""
+    with contextlib.suppress(OSError):
+        for folder in sessions.iterdir():
+            file = _lock(folder / _HELD) if folder != mine else None
+            if file is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(file)
+        for part in sessions.parent.glob("agent-*.part"):
+            if time.time() - part.stat().st_mtime > _STALE_S:
+                part.unlink()
+
+
+class BoardLock:
+    """One host measures on a board at a time: flock(2), which the kernel takes back when its holder dies.
+
+    Any user may lock a file that they may read; who has it is written in it where that is allowed.
+    """
+
+    def __init__(self, path: Path, who: str) -> None:
+        self.path, self.who = path, who
+        self.file: int | None = None
+
+    def take(self) -> str | None:
+        """None if this agent has the lock now, or else who has it. Raises OSError where it cannot be opened."""
+        if self.file is not None:
+            return None
+        file = self._open()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._holder(file)
+            os.close(file)
+            return holder
+        self.file = file
+        self._describe({"who": self.who, "since": time.time(), "pid": os.getpid()})
+        return None
+
+    def release(self) -> None:
+        if self.file is not None:
+            self._describe(None)
+            os.close(self.file)
+            self.file = None
+
+    def _open(self) -> int:
+        common = os.O_CLOEXEC | os.O_NOFOLLOW
+        for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT):
+            with contextlib.suppress(OSError):
+                file = os.open(self.path, flags | common, 0o644)
+                with contextlib.suppress(OSError):
+                    os.fchmod(file, 0o644)  # whatever the umask: others are to lock it, too
+                return file
+        return os.open(self.path, os.O_RDONLY | common)  # another user's
+
+    def _describe(self, what: dict[str, Any] | None) -> None:
+        assert self.file is not None
+        with contextlib.suppress(OSError):  # another user's file
+            os.ftruncate(self.file, 0)
+            os.pwrite(self.file, json.dumps(what).encode() if what else b"", 0)
+
+    def _holder(self, file: int) -> str:
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            told = json.loads(os.pread(file, 4096, 0))
+            since, ago_s = time.localtime(told["since"]), time.time() - told["since"]
+            if Path("/proc", str(told["pid"])).exists():
+                when = f"{time.strftime('%Y-%m-%d %H:%M:%S', since)} by its clock, {ago_s:.0f} s ago"
+                return f"{told['who']}, since {when} (process {told['pid']} there)"
+        return "another user of the board"
+
+
 class Agent:
     """Reads requests, starts a child for each that measures, answers."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="opadapt-agent-")).resolve()
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.linger_s: float = options.linger
+        self.lock = BoardLock(options.board_lock, options.who) if options.board_lock else None
+        self.files: dict[str, int] = {}
+        self.held: int | None = None
+        if options.token is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="opadapt-agent-")).resolve()
+        else:
+            sessions = HERE.parent / "sessions"
+            self.folder = sessions / options.token
+            self.held = _take_session(self.folder)
+            self.files = _tidy(self.folder)
+            _sweep(sessions, self.folder)
         self.sha256 = hashlib.sha256(HERE.read_bytes()).hexdigest()
         self.buffer = b""
 
@@ -665,6 +823,8 @@ class Agent:
             ready = select.select([0, pipe], [], [], max(0.0, left))[0]
             if 0 in ready:
                 self.take_input()
+                if b"\n" in self.buffer and json.loads(self.buffer.partition(b"\n")[0]).get("do") == "bye":
+                    raise _Asked  # nobody waits for the child any more
             if pipe in ready:
                 data = os.read(pipe, 1 << 16)
                 if not data:
@@ -710,34 +870,102 @@ class Agent:
         request: dict[str, Any] = {}
         try:
             request = dict(json.loads(line))
-            if request["do"] == "forget":  # files of the folder, and those made of them (path.*)
-                roots = tuple(f"{path}." for path in request["paths"])
-                mine = [file for file in self.folder.iterdir() if f"{file}.".startswith(roots)]
-                result: dict[str, Any] = {"removed": len(mine)}
-                for file in mine:
-                    file.unlink()
-            elif request["do"] in ACTIONS:
-                result = self.in_child(request)
+            if request["do"] in ACTIONS:
+                result = self.locked() or self.in_child(request)
+            elif request["do"] in self.OWN:
+                result = self.OWN[request["do"]](self, request)
             else:
                 raise ValueError(f"no such request: {request['do']}")
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
             result = {"error": {"kind": "request", "message": f"{type(problem).__name__}: {problem}"}}
+        except OSError as problem:
+            result = {"error": {"kind": _kind(problem), "message": f"{type(problem).__name__}: {problem}"}}
         if request.get("do") == "hello":  # known even where onnxruntime cannot be imported
-            result.update(protocol=PROTOCOL, sha256=self.sha256, folder=str(self.folder))
+            own = {"protocol": PROTOCOL, "sha256": self.sha256, "pid": os.getpid()}
+            result.update(own, folder=str(self.folder), files=self.files)
         return {**result, "id": request.get("id")}
 
+    def locked(self) -> dict[str, Any] | None:
+        """The answer to a request that has to wait for another host, None if there is none."""
+        holder = self.lock.take() if self.lock else None
+        return {"error": {"kind": "locked", "message": holder}} if holder else None
+
+    def forget(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Remove files of the folder, and those made of them (path.*)."""
+        roots, kept = tuple(f"{path}." for path in request["paths"]), request.get("keep", ())
+        files = [f for f in self.folder.iterdir() if f"{f}.".startswith(roots) and str(f) not in kept]
+        for file in files:
+            file.unlink()
+        return {"removed": len(files)}
+
+    def verify(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Give an upload its name, if it is what was sent."""
+        path = Path(request["path"])
+        part = path.with_name(path.name + ".part")
+        if path.parent != self.folder:
+            raise ValueError(f"not a file of {self.folder}: {path}")
+        digest = hashlib.sha256()
+        with part.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+        if digest.hexdigest() != request["sha256"]:
+            part.unlink()
+            return {"error": {"kind": "corrupt", "message": f"{path.name}: arrived as {digest.hexdigest()}"}}
+        part.replace(path)
+        return {"verified": True}
+
+    def bye(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.remove()
+        return {"removed": True}
+
+    OWN: dict[str, Any] = {"forget": forget, "verify": verify, "bye": bye}
+
     def serve(self) -> None:
+        """Answer until the end; then leave nothing behind, except to a host that may come back."""
         try:
-            while True:
-                while b"\n" not in self.buffer:
-                    self.take_input()
-                line, _, self.buffer = self.buffer.partition(b"\n")
-                sys.stdout.write(json.dumps(self.answer(line)) + "\n")
-                sys.stdout.flush()
-        except (_Closed, BrokenPipeError):
+            try:
+                self.answer_all()
+            except (_Closed, BrokenPipeError):
+                self.linger()
+            except _Asked:
+                with contextlib.suppress(_Closed, BrokenPipeError, ValueError):
+                    self.answer_next()  # a bye in the middle of work
+        except _Asked:
             pass
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        except _Taken:
+            return
+        _when_told(signal.SIG_IGN)  # tidying up is not to be disturbed
+        self.remove()
+
+    def answer_all(self) -> None:
+        while True:
+            self.answer_next()
+
+    def answer_next(self) -> None:
+        while b"\n" not in self.buffer:
+            self.take_input()
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        answer = self.answer(line)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+        if answer.get("removed") is True:
+            raise _Asked
+
+    def linger(self) -> None:
+        """Keep the files for a while; nothing runs, and the board is free."""
+        if self.lock:
+            self.lock.release()
+        if self.linger_s:
+            with open(os.devnull, "r+b") as nowhere:
+                for number in range(3):  # the connection's end is not to wait for this process
+                    os.dup2(nowhere.fileno(), number)
+            _when_told(_go)
+            time.sleep(self.linger_s)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lock:
+            self.lock.release()
 
 
 def _take_sysfs(arguments: list[str]) -> list[str]:
@@ -750,20 +978,34 @@ def _take_sysfs(arguments: list[str]) -> list[str]:
     return arguments[:at] + arguments[at + 2 :]
 
 
+def _go(number: int, frame: Any) -> None:
+    _when_told(signal.SIG_IGN)  # tidying up is not to be disturbed
+    raise {signal.SIGHUP: _Closed, signal.SIGUSR1: _Taken}.get(signal.Signals(number), _Asked)
+
+
+def _when_told(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, handler)
+
+
 def main() -> None:
     arguments = _take_sysfs(sys.argv[1:])
     if arguments == ["--child"]:
         child()
-
-    def go(number: int, frame: Any) -> None:
-        for other in ends:
-            signal.signal(other, signal.SIG_IGN)  # tidying up is not to be disturbed
-        raise _Closed
-
-    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    for number in ends:
-        signal.signal(number, go)
-    Agent().serve()
+    parser = argparse.ArgumentParser(description="The measuring agent of opadapt: JSON lines on stdin and stdout.")
+    parser.add_argument("--token", help="name of the session, whose files outlive a broken connection")
+    parser.add_argument("--linger", type=float, default=0.0, help="seconds that they do")
+    parser.add_argument("--board-lock", type=Path, nargs="?", const=BOARD_LOCK, help="measure alone on this board")
+    parser.add_argument("--who", default="somebody", help="what others are told about who has the lock")
+    options = parser.parse_args(arguments)
+    _when_told(_go)
+    try:
+        agent = Agent(options)
+    except OSError as problem:
+        sys.exit(f"{problem.strerror or problem}: {problem.filename}")
+    except (_Closed, _Asked, _Taken):
+        return
+    agent.serve()
 
 
 if __name__ == "__main__":

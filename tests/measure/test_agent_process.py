@@ -141,6 +141,20 @@ def test_nothing_is_left_when_stdin_closes_in_the_middle_of_work(bench: Bench, m
     wait_for(lambda: not alive(child) and not alive(pid) and not folder.exists())
 
 
+def test_onnxruntime_leaves_nothing_in_the_home_folder(
+    tmp_path: Path, model: bytes, quick: Timing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    bench = Bench(MeasuringLock(tmp_path))
+    with bench.device as device:
+        device.time([model], quick)
+    assert list(home.rglob("*")) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_nothing_is_left_after_a_signal(bench: Bench, model: bytes, number: signal.Signals) -> None:
     folder, pid = Path(str(bench.device.hello()["folder"])), bench.pid
