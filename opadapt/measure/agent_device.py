@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from opadapt.errors import DeviceError
+from opadapt.errors import DeviceError, LostDevice
 from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.timing import BlockTimes, Timing
@@ -27,7 +27,11 @@ _DO = {
     "signal": "try another onnxruntime there, or a smaller model",
     "timeout": "allow more time (timeout_s), or measure less (blocks, min_block_s)",
     "memory": "use a smaller model or batch",
+    "throttled": "give the board a heat sink, a fan or a stronger power supply; `cool` and `max_retries` of its "
+    "device file say how long it may wait",
+    "pinning": "correct `pin_cores` in its device file",
 }
+_LOST = ("throttled",)  # kinds of errors that are the board's, whatever it was asked
 
 
 class AgentDevice:
@@ -89,19 +93,20 @@ class AgentDevice:
 
     def conditions(self) -> dict[str, Any]:
         self.hello()
-        return self._ask({"do": "conditions", "threads": self.threads}, self.facts.timeout_s)
+        request = {"do": "conditions", "threads": self.threads, "board": _board(self.facts)}
+        return self._ask(request, self.facts.timeout_s)
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         if not models:
             raise ValueError("nothing to time")
         with self._files(models) as paths:
-            request = {"do": "time", "models": paths, "timing": timing.model_dump()}
-            return _block_times(self._ask(request, timing.timeout_s))
+            request = {"do": "time", "models": paths, **self._how(timing), "energy": energy}
+            return _block_times(self._ask(request, self._limit_s(timing)))
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         with self._files([model]) as paths:
-            request = {"do": "profile", "model": paths[0], "timing": timing.model_dump()}
-            answer = self._ask(request, timing.timeout_s)
+            request = {"do": "profile", "model": paths[0], **self._how(timing)}
+            answer = self._ask(request, self._limit_s(timing))
             kernels = tuple(Kernel(k["name"], k["op_type"], k["latency_s"]) for k in answer["kernels"])
             return RawProfile(
                 kernels, self._transport.get(answer["optimized"]), _block_times(answer["times"])
@@ -115,6 +120,13 @@ class AgentDevice:
             answer = self._ask({**request, "threads": self.threads}, self.facts.timeout_s)
             with np.load(io.BytesIO(self._transport.get(answer["outputs"])), allow_pickle=False) as arrays:
                 return {name: arrays[f"a{i}"] for i, name in enumerate(answer["names"])}
+
+    def _how(self, timing: Timing) -> dict[str, Any]:
+        return {"timing": timing.model_dump(), "board": _board(self.facts)}
+
+    def _limit_s(self, timing: Timing) -> float:
+        """The time limit does not include the waiting for a hot board."""
+        return timing.timeout_s + (self.facts.cool.wait_s if self.facts.cool else 0.0)
 
     @contextmanager
     def _files(self, contents: Sequence[bytes]) -> Iterator[list[str]]:
@@ -142,14 +154,24 @@ class AgentDevice:
         if error is None:
             return answer
         where = f" ({error['stage']})" if error.get("stage") else ""
-        raise DeviceError(
+        kind = LostDevice if error["kind"] in _LOST else DeviceError
+        raise kind(
             f"{self.facts.name}: {request['do']} failed{where}",
             found=error["message"] + (f"\n{error['log']}" if error.get("log") else ""),
             do=_DO.get(error["kind"]),
         )
 
 
+def _board(facts: Facts) -> dict[str, Any]:
+    """How this type of board is measured: the agent's ``Board`` takes it."""
+    return facts.model_dump(mode="json", include={"pin_cores", "cool", "thermal", "power", "max_retries"})
+
+
 def _block_times(answer: Mapping[str, Any]) -> BlockTimes:
+    energy_j = answer["energy_j"]
     return BlockTimes(
-        np.array(answer["latency_s"], dtype=np.float64), answer["conditions"], tuple(answer["order"])
+        np.array(answer["latency_s"], dtype=np.float64),
+        answer["conditions"],
+        tuple(answer["order"]),
+        None if energy_j is None else tuple(energy_j),
     )

@@ -54,8 +54,9 @@ class Device(Protocol):
     def conditions(self) -> dict[str, Any]:
         """Heat, clocks, throttling and load now, with the versions that every sample is filed under."""
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
-        """Latency of each model on made-up inputs, blocks interleaved."""
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+        """Latency of each model on made-up inputs, blocks interleaved. With ``energy`` also the joules of an
+        inference, where the facts name a power source and it is there."""
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         """Kernel times, the optimised model and un-profiled times of one model."""

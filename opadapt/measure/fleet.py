@@ -47,8 +47,8 @@ class Board:
     def conditions(self) -> dict[str, Any]:
         return {**self.device.conditions(), "board": self.host}
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
-        return self._marked(self.device.time(models, timing))
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+        return self._marked(self.device.time(models, timing, energy))
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         found = self.device.profile(model, timing)
@@ -121,8 +121,8 @@ class FleetDevice:
     def conditions(self) -> dict[str, Any]:
         return self.on_one(lambda board: board.conditions())
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
-        return self.on_one(lambda board: board.time(models, timing))
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+        return self.on_one(lambda board: board.time(models, timing, energy))
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         return self.on_one(lambda board: board.profile(model, timing))

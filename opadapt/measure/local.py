@@ -30,10 +30,10 @@ class LocalDevice(AgentDevice):
         with self.lock.busy():
             return super().conditions()
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         self.hello()
         with self.lock.quiet():
-            return super().time(models, timing)
+            return super().time(models, timing, energy)
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         self.hello()

@@ -50,7 +50,7 @@ class NullDevice:
         fixed = {"cpu": "cost model", "machine": "null", "onnxruntime": "cost model", "provider": "null"}
         return {**fixed, "threads": self.threads, "cost": self._cost.model_dump()}
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         if not models:
             raise ValueError("nothing to time")
         latency_s = [sum(k.latency_s for k in self._kernels(_parse(model))) for model in models]
