@@ -295,7 +295,7 @@ def _pin(cores: set[int]) -> None:
         raise _Fault("pinning", f"cannot run on the cores {sorted(cores)}, only on {allowed}")
 
 
-class _Counter:
+class EnergyCounter:
     """The energy counter of one powercap zone, in microjoules, which starts again after its range.
 
     Kernel: Documentation/power/powercap. It moves about once in a millisecond.
@@ -311,20 +311,21 @@ class _Counter:
         return _integer(self.zone / "energy_uj") is not None
 
     def start(self) -> None:
-        self.started = _integer(self.zone / "energy_uj")
+        self.started = time.perf_counter(), _integer(self.zone / "energy_uj")
 
-    def stop(self) -> float | None:
-        """Joules since the start; None if the counter cannot be read or stands still."""
-        ended, span = _integer(self.zone / "energy_uj"), _integer(self.zone / "max_energy_range_uj")
-        if self.started is None or ended is None:
-            return None
-        used = ended - self.started
+    def stop(self) -> tuple[float | None, float]:
+        """Joules and seconds since the start; no joules if the counter cannot be read or stands still."""
+        ended, now_s = _integer(self.zone / "energy_uj"), time.perf_counter()
+        began_s, began = self.started
+        if began is None or ended is None or began == ended:
+            return None, now_s - began_s
+        used = ended - began
         if used < 0:
-            used += span or 0
-        return used / 1e6 if used > 0 else None
+            used += _integer(self.zone / "max_energy_range_uj") or 0
+        return used / 1e6 if used > 0 else None, now_s - began_s
 
 
-class _Power:
+class PowerSensor:
     """One channel of a hwmon chip, read every few milliseconds while a model runs.
 
     Documentation/hwmon/sysfs-interface: power in microwatts, current in milliamperes, voltage in millivolts,
@@ -367,8 +368,8 @@ class _Power:
         self.thread = threading.Thread(target=self.follow, daemon=True)
         self.thread.start()
 
-    def stop(self) -> float | None:
-        """Joules since the start, by the trapezoidal rule; None where no power could be read."""
+    def stop(self) -> tuple[float | None, float]:
+        """Joules and seconds since the start, by the trapezoidal rule; no joules where there is no power."""
         self.done.set()
         if self.thread is not None:
             self.thread.join()
@@ -376,18 +377,18 @@ class _Power:
         used = 0.0
         for (t0, p0), (t1, p1) in zip(self.samples, self.samples[1:]):
             used += (t1 - t0) * (p0 + p1) / 2
-        return used if used > 0 else None
+        return (used, self.samples[-1][0] - self.samples[0][0]) if used > 0 else (None, 0.0)
 
 
-def _rapl(source: dict[str, Any]) -> Iterator[_Counter]:
+def _rapl(source: dict[str, Any]) -> Iterator[EnergyCounter]:
     """One zone, not a sum: a package contains its cores, dies may mirror each other, and what the zones of
     intel-rapl-mmio count is counted by intel-rapl already."""
     for zone in sorted(SYS.glob("class/powercap/intel-rapl:*")):
         if fnmatch.fnmatch(_read(zone / "name"), source["match"]):
-            yield _Counter(zone)
+            yield EnergyCounter(zone)
 
 
-def _hwmon(source: dict[str, Any]) -> Iterator[_Power]:
+def _hwmon(source: dict[str, Any]) -> Iterator[PowerSensor]:
     """Channel n is power<n>, or curr<n> and in<n>; without one, the first. (ina2xx: 1; ina3221: 1 to 3.)"""
     for chip in sorted(SYS.glob("class/hwmon/hwmon*")):
         if not fnmatch.fnmatch(_read(chip / "name"), source["match"]):
@@ -396,7 +397,7 @@ def _hwmon(source: dict[str, Any]) -> Iterator[_Power]:
         there = sorted({int("".join(filter(str.isdigit, file.name))) for file in files})
         wanted = source.get("channel")
         for channel in there[:1] if wanted is None else [wanted]:
-            yield _Power(chip, channel)
+            yield PowerSensor(chip, channel)
 
 
 METERS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {"rapl": _rapl, "hwmon": _hwmon}
@@ -440,8 +441,8 @@ def _energy_block(meter: Any, run: Any) -> tuple[float | None, float, int]:
     while not runs or time.perf_counter() - began < meter.block_s:
         run()
         runs += 1
-    used = meter.stop()
-    return used, time.perf_counter() - began, runs
+    used, seconds = meter.stop()
+    return used, seconds, runs
 
 
 def _session(path: str, threads: int, profile: bool = False) -> Any:
