@@ -21,11 +21,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from opadapt.errors import ConfigError
 from opadapt.measure.address import check_host
 from opadapt.resources import shipped, shipped_names
-from opadapt.yamlfile import Document, read_yaml, validate
+from opadapt.yamlfile import MAX_BYTES, Document, read_yaml, validate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIXES = (".yaml", ".yml")
-_MARKS = ("transport", "arch")  # keys that tell a device file from an experiment
+_MARK = re.compile(rb"""^["']?(transport|arch)["']?\s*:""", re.MULTILINE)  # tells it from an experiment
 
 
 def _specifier(text: str) -> str:
@@ -172,7 +172,8 @@ class Facts(_Part):
         except InvalidVersion:
             return None
         return next(
-            (b for b in self.bad_onnxruntime if SpecifierSet(b.specifier).contains(found, True)), None
+            (b for b in self.bad_onnxruntime if SpecifierSet(b.specifier).contains(found, prereleases=True)),
+            None,
         )
 
 
@@ -246,9 +247,10 @@ def _yaml_files(folder: Path) -> list[Path]:
 
 
 def _is_device_file(path: Path) -> bool:
-    try:
-        return any(mark in read_yaml(path).values for mark in _MARKS)
-    except ConfigError:  # a broken file of somebody else's
+    try:  # not parsed: a broken device file is still one, and says where when it is read
+        with path.open("rb") as file:
+            return _MARK.search(file.read(MAX_BYTES)) is not None
+    except OSError:
         return False
 
 
