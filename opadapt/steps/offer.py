@@ -19,7 +19,7 @@ from opadapt.steps.activations import Activations
 from opadapt.steps.context import Context
 from opadapt.steps.explore import Explored
 from opadapt.steps.inputs import sample
-from opadapt.steps.paid import paid_once
+from opadapt.steps.paid import Item, known, paid_once
 from opadapt.steps.training import GroupTraining, Trained
 from opadapt.steps.workers import DamageTask, run_damage
 from opadapt.train.damage import damage, output_kind
@@ -96,16 +96,17 @@ class _Damage:
         self.before = max(damage(reference, now, self.kind), 0.0)  # of earlier rounds
 
     def __call__(self, items: Sequence[tuple[Member, Candidate, Trained]]) -> list[float]:
-        rows = paid_once(
-            self.context,
-            "damage",
-            [content_key(self.tag, m.region.name, c.digest, t.nmse) for m, c, t in items],
-            run_damage,
-            lambda i: self._task(*items[i]),
-            lambda i, harm: {"damage": harm.value if np.isfinite(harm.value) else None},
-            "compared",
-        )
+        work = [self._item(*item) for item in items]
+        rows = paid_once(self.context, "damage", run_damage, work)
+        rows = self.context.counted(rows, "compared", known(self.context, "damage", work))
         return [float("inf") if row["damage"] is None else row["damage"] - self.before for row in rows]
+
+    def _item(self, member: Member, candidate: Candidate, trained: Trained) -> Item:
+        return Item(
+            content_key(self.tag, member.region.name, candidate.digest, trained.nmse),
+            lambda: self._task(member, candidate, trained),
+            lambda harm: {"damage": harm.value if np.isfinite(harm.value) else None},
+        )
 
     def _task(self, member: Member, candidate: Candidate, trained: Trained) -> DamageTask:
         changed = splice(self.model, {member.region: (candidate.program, trained.binding)})
