@@ -285,11 +285,12 @@ class Board:
 
 
 def _pin(cores: set[int]) -> None:
-    """Run on these cores alone, with every thread that is started from now on (sched_setaffinity(2))."""
+    """Run this process on these cores alone, with all its threads (sched_setaffinity(2))."""
     if not hasattr(os, "sched_setaffinity"):
         raise _Fault("pinning", f"{platform.system()} does not pin to cores")
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, cores)
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(int(task.name), cores)
     if os.sched_getaffinity(0) != cores:
         allowed = sorted(os.sched_getaffinity(0))
         raise _Fault("pinning", f"cannot run on the cores {sorted(cores)}, only on {allowed}")
