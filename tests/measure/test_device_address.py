@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opadapt.errors import ConfigError
@@ -100,6 +100,7 @@ def written(host: Host) -> str:
     return f"{user}{host.name}" + ("" if host.port is None else f":{host.port}")
 
 
+@settings(deadline=None)
 @given(parts)
 def test_a_host_is_the_sum_of_its_parts(host: Host) -> None:
     found = split_host(written(host))
@@ -109,6 +110,7 @@ def test_a_host_is_the_sum_of_its_parts(host: Host) -> None:
 kinds = names.filter(lambda name: not name.endswith((".yaml", ".yml"))) | names.map(lambda n: f"a@b/{n}.yaml")
 
 
+@settings(deadline=None)
 @given(kinds, st.lists(parts.map(written), min_size=1, max_size=4, unique=True))
 def test_both_ways_of_naming_hosts_mean_the_same_and_are_written_back(kind: str, hosts: list[str]) -> None:
     wanted = Address(kind, tuple(hosts))
@@ -117,6 +119,7 @@ def test_both_ways_of_naming_hosts_mean_the_same_and_are_written_back(kind: str,
     assert parse_device(kind) == Address(kind) and str(Address(kind)) == kind
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.none() | st.text(max_size=30))
 def test_any_text_is_an_address_or_a_refusal(text: str, host: str | None) -> None:
     try:
