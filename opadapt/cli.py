@@ -20,6 +20,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from opadapt import __version__
+from opadapt.cli_devices import devices_app
 from opadapt.errors import ConfigError, DataError, OpadaptError
 from opadapt.report.progress import LiveProgress, PlainProgress, Progress
 
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(devices_app, name="devices")
 
 ModelArgument = Annotated[
     Path | None, typer.Argument(metavar="[MODEL]", help="ONNX file; overrides the file's.")
