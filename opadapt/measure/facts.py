@@ -128,7 +128,8 @@ class Facts(_Part):
     description: str = Field(description="one sentence for people")
     transport: Literal["null", "local", "ssh", "adb"] = Field(description="how the device is reached")
     host: Annotated[str, AfterValidator(_host)] | None = Field(
-        default=None, description="ssh: alias or [user@]host[:port]; none: the device's name"
+        default=None,
+        description="ssh: alias or [user@]host[:port], none: the device's name; adb: serial number",
     )
     experimental: bool = Field(default=False, description="not tried on real hardware: said in lists")
     arch: str = Field(description="CPU architecture as uname -m says it; 'host': this machine's")
