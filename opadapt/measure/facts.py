@@ -131,7 +131,7 @@ class Facts(_Part):
         default=None,
         description="ssh: alias or [user@]host[:port], none: the device's name; adb: serial number",
     )
-    experimental: bool = Field(default=False, description="not tried on real hardware: said in lists")
+    experimental: bool = Field(default=False, description="not known to work: said in lists")
     arch: str = Field(description="CPU architecture as uname -m says it; 'host': this machine's")
     extensions: tuple[str, ...] = Field(
         default=(), description="instruction set extensions as /proc/cpuinfo names them"
