@@ -37,6 +37,7 @@ import fnmatch
 import gc
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -306,7 +307,7 @@ class EnergyCounter:
 
     def __init__(self, zone: Path) -> None:
         self.zone, self.name = zone, f"rapl {_read(zone / 'name')}"
-        self.started: int | None = None
+        self.started: tuple[float, int | None] = (0.0, None)
 
     def works(self) -> bool:
         return _integer(self.zone / "energy_uj") is not None
@@ -327,15 +328,15 @@ class EnergyCounter:
 
 
 class PowerSensor:
-    """One channel of a hwmon chip, read every few milliseconds while a model runs.
+    """The power of one channel of a chip, read every few milliseconds while a model runs.
 
-    Documentation/hwmon/sysfs-interface: power in microwatts, current in milliamperes, voltage in millivolts,
-    update_interval in milliseconds.
+    ``scale``: watts of a unit of the first file that is there: one of power, or two that are multiplied, of
+    current and voltage. ``update_interval`` (milliseconds) says how long the chip takes for a reading.
     """
 
-    def __init__(self, chip: Path, channel: int) -> None:
-        self.chip, self.channel = chip, channel
+    def __init__(self, chip: Path, channel: int, files: tuple[tuple[tuple[str, ...], float], ...]) -> None:
         self.name = f"{_read(chip / 'name')} channel {channel}"
+        self.files = [([chip / name.format(channel) for name in names], scale) for names, scale in files]
         interval_s = min(_integer(chip / "update_interval") or 0, 2000) / 1000
         self.lead_s, self.block_s = max(_LEAD_S, 2 * interval_s), max(ENERGY_S, 5 * interval_s)
         self.samples: list[tuple[float, float]] = []  # seconds, watts
@@ -346,12 +347,11 @@ class PowerSensor:
         return self.watts() is not None
 
     def watts(self) -> float | None:
-        power = _integer(self.chip / f"power{self.channel}_input")
-        if power is not None:
-            return power / 1e6
-        current = _integer(self.chip / f"curr{self.channel}_input")
-        voltage = _integer(self.chip / f"in{self.channel}_input")
-        return None if current is None or voltage is None else current * voltage / 1e6
+        for files, scale in self.files:
+            values = [value for value in map(_integer, files) if value is not None]
+            if len(values) == len(files):
+                return math.prod(values) * scale
+        return None
 
     def take(self) -> None:
         watts = self.watts()
@@ -389,19 +389,33 @@ def _rapl(source: dict[str, Any]) -> Iterator[EnergyCounter]:
             yield EnergyCounter(zone)
 
 
-def _hwmon(source: dict[str, Any]) -> Iterator[PowerSensor]:
-    """Channel n is power<n>, or curr<n> and in<n>; without one, the first. (ina2xx: 1; ina3221: 1 to 3.)"""
-    for chip in sorted(SYS.glob("class/hwmon/hwmon*")):
-        if not fnmatch.fnmatch(_read(chip / "name"), source["match"]):
-            continue
-        files = [*chip.glob("power*_input"), *chip.glob("curr*_input")]
-        there = sorted({int("".join(filter(str.isdigit, file.name))) for file in files})
-        wanted = source.get("channel")
-        for channel in there[:1] if wanted is None else [wanted]:
-            yield PowerSensor(chip, channel)
+def _sensors(
+    chips: str, files: tuple[tuple[tuple[str, ...], float], ...]
+) -> Callable[[dict[str, Any]], Iterator[PowerSensor]]:
+    """Finds the channel of a source, the first one if it names none, in chips whose ``name`` matches."""
+
+    def found(source: dict[str, Any]) -> Iterator[PowerSensor]:
+        for chip in sorted(SYS.glob(chips)):
+            if not fnmatch.fnmatch(_read(chip / "name"), source["match"]):
+                continue
+            there = [file.name for names, _ in files for file in chip.glob(names[0].format("*"))]
+            numbers = sorted({int("".join(filter(str.isdigit, name))) for name in there})
+            wanted = source.get("channel")
+            for channel in numbers[:1] if wanted is None else [wanted]:
+                yield PowerSensor(chip, channel, files)
+
+    return found
 
 
-METERS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {"rapl": _rapl, "hwmon": _hwmon}
+# microwatts; milliamperes times millivolts (ina2xx: channel 1; ina3221: 1 to 3)
+_hwmon = _sensors("class/hwmon/hwmon*", ((("power{}_input",), 1e-6), (("curr{}_input", "in{}_input"), 1e-6)))
+# milliwatts, as the ABI's sysfs-bus-iio says; NVIDIA's kernel 4.9 for the Jetson Nano has its rails there, from 0
+_iio = _sensors("bus/iio/devices/iio:device*", ((("in_power{}_input",), 1e-3),))
+METERS: dict[str, Callable[[dict[str, Any]], Iterator[Any]]] = {
+    "rapl": _rapl,
+    "hwmon": _hwmon,
+    "iio": _iio,
+}
 
 
 def find_meter(power: list[dict[str, Any]]) -> tuple[Any, str | None]:
@@ -624,8 +638,19 @@ _NAMES = {"hello": _do_hello, "conditions": _do_conditions}
 ACTIONS = {**_NAMES, "time": _do_time, "profile": _do_profile, "run": _do_run}
 
 
+def _kind(error: Exception) -> str:
+    """What kind of trouble an exception is; onnxruntime's own tell it in their text alone."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if getattr(error, "errno", None) in full or "No space left" in str(error):
+        return "space"
+    return "memory" if isinstance(error, MemoryError) or "alloc" in str(error) else "exception"
+
+
 def child() -> None:
     """Serve one request in the working directory; the answer goes where stdout was at the start."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it also leaves files in ~/.cache (its Privacy.md)
+    with contextlib.suppress(OSError):  # where memory runs out, this process is to go, not the agent
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)  # what libraries print belongs to the log
         request = json.loads(sys.stdin.readline())
@@ -634,8 +659,7 @@ def child() -> None:
         try:
             result = ACTIONS[request["do"]](request)
         except Exception as error:
-            kind = "memory" if isinstance(error, MemoryError) or "alloc" in str(error) else "exception"
-            result = {"error": {"kind": kind, "message": f"{type(error).__name__}: {error}"}}
+            result = {"error": {"kind": _kind(error), "message": f"{type(error).__name__}: {error}"}}
             if isinstance(error, _Fault):
                 result = {"error": {"kind": error.kind, "message": str(error)}}
         json.dump(result, answer)
@@ -650,8 +674,18 @@ class _Asked(Exception):
     """The host, or a signal, asked the agent to go."""
 
 
+class _Bye(_Asked):
+    """So did the host, in the middle of work: it still waits for the answer."""
+
+
 class _Taken(Exception):
     """Another agent has the session now."""
+
+
+def _says_bye(lines: bytes) -> bool:
+    with contextlib.suppress(ValueError, AttributeError):
+        return b"\n" in lines and bool(json.loads(lines.partition(b"\n")[0]).get("do") == "bye")
+    return False
 
 
 def _how_it_ended(code: int, log: str) -> dict[str, Any]:
@@ -677,7 +711,7 @@ def _lock(path: Path) -> int | None:
         return None
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file), path.stat()):  # else it was swept away between opening and locking
+        if os.path.samestat(os.fstat(file), path.stat()):  # else it was swept away before it was locked
             return file
     os.close(file)
     return None
@@ -825,8 +859,8 @@ class Agent:
             ready = select.select([0, pipe], [], [], max(0.0, left))[0]
             if 0 in ready:
                 self.take_input()
-                if b"\n" in self.buffer and json.loads(self.buffer.partition(b"\n")[0]).get("do") == "bye":
-                    raise _Asked  # nobody waits for the child any more
+                if _says_bye(self.buffer):
+                    raise _Bye  # nobody waits for the child any more
             if pipe in ready:
                 data = os.read(pipe, 1 << 16)
                 if not data:
@@ -874,8 +908,8 @@ class Agent:
             request = dict(json.loads(line))
             if request["do"] in ACTIONS:
                 result = self.locked() or self.in_child(request)
-            elif request["do"] in self.OWN:
-                result = self.OWN[request["do"]](self, request)
+            elif request["do"] in OWN:
+                result = OWN[request["do"]](self, request)
             else:
                 raise ValueError(f"no such request: {request['do']}")
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
@@ -918,9 +952,7 @@ class Agent:
 
     def bye(self, request: dict[str, Any]) -> dict[str, Any]:
         self.remove()
-        return {"removed": True}
-
-    OWN: dict[str, Any] = {"forget": forget, "verify": verify, "bye": bye}
+        return {"gone": True}
 
     def serve(self) -> None:
         """Answer until the end; then leave nothing behind, except to a host that may come back."""
@@ -929,10 +961,9 @@ class Agent:
                 self.answer_all()
             except (_Closed, BrokenPipeError):
                 self.linger()
-            except _Asked:
-                with contextlib.suppress(_Closed, BrokenPipeError, ValueError):
-                    self.answer_next()  # a bye in the middle of work
-        except _Asked:
+            except _Bye:
+                self.answer_next()
+        except (_Asked, BrokenPipeError):
             pass
         except _Taken:
             return
@@ -950,7 +981,7 @@ class Agent:
         answer = self.answer(line)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-        if answer.get("removed") is True:
+        if answer.get("gone"):
             raise _Asked
 
     def linger(self) -> None:
@@ -958,16 +989,21 @@ class Agent:
         if self.lock:
             self.lock.release()
         if self.linger_s:
-            with open(os.devnull, "r+b") as nowhere:
+            with Path(os.devnull).open("r+b") as nowhere:
                 for number in range(3):  # the connection's end is not to wait for this process
                     os.dup2(nowhere.fileno(), number)
             _when_told(_go)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             time.sleep(self.linger_s)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.lock:
             self.lock.release()
+
+
+# what the agent does itself, without a child
+OWN = {"forget": Agent.forget, "verify": Agent.verify, "bye": Agent.bye}
 
 
 def _take_sysfs(arguments: list[str]) -> list[str]:
@@ -994,10 +1030,10 @@ def main() -> None:
     arguments = _take_sysfs(sys.argv[1:])
     if arguments == ["--child"]:
         child()
-    parser = argparse.ArgumentParser(description="The measuring agent of opadapt: JSON lines on stdin and stdout.")
+    parser = argparse.ArgumentParser(description="The measuring agent of opadapt: speaks JSON lines.")
     parser.add_argument("--token", help="name of the session, whose files outlive a broken connection")
     parser.add_argument("--linger", type=float, default=0.0, help="seconds that they do")
-    parser.add_argument("--board-lock", type=Path, nargs="?", const=BOARD_LOCK, help="measure alone on this board")
+    parser.add_argument("--board-lock", type=Path, nargs="?", const=BOARD_LOCK, help="measure alone there")
     parser.add_argument("--who", default="somebody", help="what others are told about who has the lock")
     options = parser.parse_args(arguments)
     _when_told(_go)
