@@ -52,7 +52,9 @@ class DeviceError(OpadaptError):
 
 class LostDevice(DeviceError):
     """The connection or the device itself is gone, whatever was asked of it: another device, or a later try, may
-    do. A plain DeviceError means that the request failed."""
+    do. A plain DeviceError means that the request failed. ``given_up``: to try again at once is no use."""
+
+    given_up = False
 
 
 class ProgramError(OpadaptError):
