@@ -62,6 +62,16 @@ class DeviceFacts(_Part):
     )
 
 
+class BoardFacts(_Part):
+    """One board of a fleet, and how it compares to the others on the models that all of them measured."""
+
+    host: str
+    requests: int = Field(ge=0, description="requests for candidates that it answered")
+    latency_s: float | None = Field(description="median of the unchanged model there; None: not measured")
+    relative: float | None = Field(description="that latency over the middle of all boards'; None: alone")
+    dropped: str | None = Field(description="why it was given up; None: it was there to the end")
+
+
 class LatencyFacts(_Part):
     """The whole exported file against the original, measured in interleaved blocks after the search."""
 
@@ -198,6 +208,7 @@ class Report(_Part):
     original: ModelFacts
     adapted: ModelFacts
     device: DeviceFacts
+    boards: tuple[BoardFacts, ...] = Field((), description="of a fleet; nothing for a single device")
     latency: LatencyFacts
     accuracy: AccuracyFacts | None = Field(description="None without data: only exact replacements were made")
     replacements: tuple[Replacement, ...] = ()
@@ -207,7 +218,9 @@ class Report(_Part):
     attempts: tuple[Attempt, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     unexpanded: tuple[Unexpanded, ...] = ()
-    seconds: dict[str, float] = Field(default_factory=dict, description="wall time by phase")
+    seconds: dict[str, float] = Field(
+        default_factory=dict, description="by phase; what runs at once counts each"
+    )
     versions: dict[str, str] = Field(default_factory=dict, description="of opadapt and what it stands on")
     warnings: tuple[str, ...] = ()
 

@@ -119,6 +119,30 @@ def _attempts(report: Report) -> RenderableType | None:
     )
 
 
+def _boards(report: Report) -> RenderableType | None:
+    if not report.boards:
+        return None
+    rows = [
+        (
+            board.host,
+            board.requests,
+            "-" if board.latency_s is None else wording.seconds(board.latency_s),
+            "-" if board.relative is None else wording.relative(board.relative),
+            board.dropped or "",
+        )
+        for board in report.boards
+    ]
+    columns = [
+        ("board", False),
+        ("requests", True),
+        ("original", True),
+        ("against all", True),
+        ("lost", False),
+    ]
+    final = wording.final_board(report)
+    return Group(table(f"{len(rows)} boards", columns, rows), *([shown(final)] if final else []))
+
+
 def _refusals(report: Report) -> RenderableType | None:
     if not report.refusals:
         return None
@@ -147,4 +171,4 @@ def _warnings(report: Report) -> RenderableType | None:
     return Group(*(shown(f"warning: {text}", "yellow") for text in report.warnings))
 
 
-_SECTIONS = (_headline, _summary, _replacements, _attempts, _refusals, _unexpanded, _warnings)
+_SECTIONS = (_headline, _summary, _replacements, _attempts, _boards, _refusals, _unexpanded, _warnings)

@@ -38,6 +38,7 @@ from opadapt.report.data import (
 from opadapt.report.html import write_html
 from opadapt.steps.assemble import difference
 from opadapt.steps.baseline import measure
+from opadapt.steps.boards import compare_boards
 from opadapt.steps.context import Context
 from opadapt.steps.exact import NOTHING
 from opadapt.steps.history import History
@@ -69,6 +70,8 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     accuracy = None if context.dataset is None else _accuracy(context, context.dataset, final)
     if accuracy is not None and accuracy.test is not None and changed:
         _check_test(context, accuracy, accuracy.test)
+    context.tell_losses()
+    _check_boards(context, baseline, profile)
     report = Report(
         name=experiment.name or context.folder.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,6 +82,7 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
         device=DeviceFacts(
             name=experiment.device, threads=context.device.threads, conditions=dict(conditions)
         ),
+        boards=compare_boards(context),
         latency=latency,
         accuracy=accuracy,
         replacements=tuple(history.replacements),
@@ -112,7 +116,8 @@ def _export_original(context: Context, path: Path) -> None:
 
 
 def _latency(context: Context, path: Path) -> tuple[LatencyFacts, Mapping[str, Any]]:
-    """The exported file, loaded from disk as any user would, against the original file; with an A/A floor."""
+    """The exported file, loaded from disk as any user would, against the original file; with an A/A floor. One
+    request, so that all of it runs on one board; the conditions name it."""
     timing = context.experiment.timing
     files = [context.experiment.model, path]
     models = [_deployed(read(file), context.original).SerializeToString() for file in files]
@@ -186,6 +191,16 @@ def _check_test(context: Context, accuracy: AccuracyFacts, test: Scores) -> None
         context.warn(
             f"the test data contradicts the acceptance: {accuracy.metric} changed by "
             f"{test.difference.value:+.2f} there, the tolerance is {accuracy.tolerance:.2f}"
+        )
+
+
+def _check_boards(context: Context, before: Profile, after: Profile) -> None:
+    """The latencies per operator of both models are comparable if they come from one board; the speed-up always is."""
+    first, last = (profile.conditions.get("board") for profile in (before, after))
+    if first != last:
+        context.warn(
+            f"the original was profiled on {first}, the adapted model on {last}: their latencies per operator include "
+            "the difference between the boards; the speed-up does not"
         )
 
 

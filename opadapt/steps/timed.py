@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from textwrap import shorten
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,8 @@ from opadapt.errors import DeviceError, LostDevice, OpadaptError
 from opadapt.measure.device import Device
 from opadapt.measure.fleet import on_one_board
 from opadapt.measure.timing import BlockTimes, Timing, median_latency, ratio
+
+REASON_LENGTH = 160
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Hands:
                 return [r for model in models for r in self._ratios(board, base, [model], bases)]
             # is it the candidate, or the board? what fails with the base alone is no candidate's fault
             self._check(board, base)
-            return [error.message]
+            return [_reason(error)]
         bases.append((times.conditions.get("board"), median_latency(times, 0).value))
         return [ratio(times, i, 0).value for i in range(1, len(times.latency_s))]
 
@@ -111,3 +114,9 @@ class Hands:
         if self._stopped.is_set():  # asked now, a device that was just closed would start again
             raise CancelledError
         return board.time(models, self.timing)
+
+
+def _reason(error: DeviceError) -> str:
+    """Why a candidate cannot be timed, in the words of the measuring process: the same on every board."""
+    lines = (error.found or error.message).strip().splitlines()
+    return shorten(lines[0], REASON_LENGTH, placeholder=" ...") if lines else error.message
