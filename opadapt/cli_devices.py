@@ -88,9 +88,10 @@ def init(
 ) -> None:
     """Write NAME.yaml from what a board tells about itself."""
     from opadapt.measure.checkup import look, reach
-    from opadapt.measure.device_file import base_of, device_file, write_device_file
+    from opadapt.measure.device_file import base_of, check_name, device_file, write_device_file
 
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml").expanduser()
+    check_name(path.stem)
     if path.exists() and not force:  # asked before the board is: nothing is to be lost, and no time
         write_device_file("", path, force=False)
     kind, facts, place = _described(address, host, path.stem)

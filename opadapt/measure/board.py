@@ -92,6 +92,10 @@ class Board:
     def cache(self) -> str:
         return str(PurePosixPath(self.home, CACHE))
 
+    def at_home(self, path: str) -> str:
+        """A path as the user writes it: ``~`` for the home folder."""
+        return f"~{path.removeprefix(self.home)}" if self.home and path.startswith(f"{self.home}/") else path
+
     def temperature_c(self, thermal: tuple[Thermal, ...]) -> float | None:
         """The hottest of the sensors that the facts name; where none of those is there, of the processor's,
         or else of all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,14 @@ EXTENSIONS = {
 # facts that no board tells: taken from the type that it is said to be, or from the generic one
 COPIED = ("memory_bandwidth_gb_s", "bad_onnxruntime", "max_temperature_c", "cool", "timeout_s", "max_retries")
 Fact = tuple[str, Any, str]  # key, value, how it was found
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for a name that ``--device`` could not be given."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            "not the name of a device type", expected="letters, digits, '.', '_', '-'", found=name
+        )
 
 
 def base_of(board: Board, kind: str | None) -> Facts | None:

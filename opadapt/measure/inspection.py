@@ -117,11 +117,11 @@ def _disk(case: Case) -> Finding:
     free = board.disk_free_bytes
     if not board.cache_writable and not case.here:
         remedy = f"make {board.cache} writable for {board.user}"
-        return Finding("disk", "bad", f"{board.cache} cannot be written", remedy)
+        return Finding("disk", "bad", f"{board.at_home(board.cache)} cannot be written", remedy)
     if free is None:
         return Finding("disk", "ok", SILENT)
     verdict: Verdict = "bad" if free < DISK_NEEDED else "warn" if free < DISK_WANTED else "ok"
-    found = f"{free / GB:.1f} GB free for {board.cache}"
+    found = f"{free / GB:.1f} GB free for {board.at_home(board.cache)}"
     advice = f"free {DISK_WANTED / MB:.0f} MB or more on its disk"
     return Finding("disk", verdict, found, None if verdict == "ok" else advice)
 
@@ -132,7 +132,7 @@ def _python(case: Case) -> Finding:
         remedy = case.where("install Python, or name its path as 'python' in the device file")
         return Finding("python", "bad", f"no {case.facts.python}", remedy, "sudo apt install python3")
     version = ".".join(map(str, python.version)) or "unknown version"
-    found = f"{version}, {python.path}"
+    found = f"{version}, {case.board.at_home(python.path)}"
     oldest, newest = PYTHONS
     if not python.version:
         found += f" does not start: {python.failure}"
@@ -197,10 +197,11 @@ def _clock(case: Case) -> Finding:
         c for c in cpus if c.limit_mhz is not None and c.max_mhz is not None and c.limit_mhz < c.max_mhz
     ]
     if capped:
-        path = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_max_freq"
-        khz, first = round((capped[0].max_mhz or 0) * 1000), path.format(capped[0].number)
-        remedy = case.where(f"lift the limit of {capped[0].limit_mhz:.0f} MHz, if it is not meant:")
-        return Finding("clock", "warn", found, remedy, f"echo {khz} | sudo tee {first}")
+        first, khz = capped[0], round((capped[0].max_mhz or 0) * 1000)
+        which = "*" if len(tops) == 1 else first.number
+        remedy = case.where(f"lift the limit of {first.limit_mhz:.0f} MHz, if it is not meant:")
+        command = f"echo {khz} | sudo tee /sys/devices/system/cpu/cpu{which}/cpufreq/scaling_max_freq"
+        return Finding("clock", "warn", found, remedy, command)
     return Finding("clock", "ok", found)
 
 

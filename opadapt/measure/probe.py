@@ -205,7 +205,7 @@ interpreter() {{
 code='{_PYTHON}'
 exec 3>&1
 export ORT_DISABLE_TELEMETRY=1
-if [ -n "$own" ] && [ -d "$cache/venv" ]; then interpreter venv "$cache/venv/bin/python"; fi
+if [ -n "$own" ] && [ -e "$cache/venv/bin/python" ]; then interpreter venv "$cache/venv/bin/python"; fi
 if command -v "$python" >/dev/null 2>&1; then interpreter base "$python"; fi
 say end 1
 }}
