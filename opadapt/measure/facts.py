@@ -105,13 +105,15 @@ class Cool(_Part):
 class PowerSource(_Part):
     """What measures the electrical power. The agent reads it; nothing is ever estimated."""
 
-    kind: Literal["hwmon", "rapl"] = Field(description="hwmon: /sys/class/hwmon; rapl: /sys/class/powercap")
+    kind: Literal["hwmon", "iio", "rapl"] = Field(
+        description="hwmon: /sys/class/hwmon; iio: /sys/bus/iio; rapl: /sys/class/powercap"
+    )
     match: str = Field(
         min_length=1,
-        description="hwmon: its 'name', such as ina226; rapl: its zone's 'name', such as package-0",
+        description="glob of a 'name': of the chip, such as ina226; rapl: of the zone, such as package-0",
     )
     channel: int | None = Field(
-        default=None, ge=0, description="number of the channel (in1, curr1, power1: 1); none: the first one"
+        default=None, ge=0, description="number of the channel (power1, in_power1: 1); none: the first one"
     )
 
     @model_validator(mode="after")

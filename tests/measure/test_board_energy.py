@@ -49,6 +49,7 @@ def hwmon(name: str, channel: int | None = None) -> tuple[PowerSource, ...]:
         (hwmon("ina226"), 2.5, "ina226 channel 1"),
         (hwmon("ina3221"), 3.0, "ina3221 channel 1"),
         (hwmon("ina3221", 2), 1.0, "ina3221 channel 2"),
+        ((PowerSource(kind="iio", match="ina3221*"),), 4.2, "ina3221x channel 0"),
         ((RAPL, *hwmon("ina219"), *hwmon("ina226")), 2.5, "ina226 channel 1"),  # the first that is there
     ],
 )
@@ -58,6 +59,9 @@ def test_power_of_a_hwmon_chip(
     # microwatts; milliamperes times millivolts, and in0 is the voltage of the shunt
     sysfs.hwmon(0, "ina226", in0_input=9, in1_input=5100, curr1_input=100, power1_input=2_500_000)
     sysfs.hwmon(1, "ina3221", in1_input=5000, curr1_input=600, in2_input=5000, curr2_input=200, in4_input=40)
+    sysfs.write("bus/iio/devices/iio:device0/name", "ina3221x")
+    sysfs.write("bus/iio/devices/iio:device0/in_power0_input", 4200)  # milliwatts
+    sysfs.write("bus/iio/devices/iio:device0/in_power1_input", 77)
     with board(sysfs, power=power) as device:
         found = device.time([model, model], quick, energy=True)
     assert watts(found) == pytest.approx([expected] * 2, rel=1e-6)
