@@ -196,8 +196,8 @@ class Wire:
         self.sent = 0  # bytes from the client to the server
         self._target = target
         self._cut_at: int | None = None
-        self._flowing = threading.Event()
-        self._flowing.set()
+        self._flow = threading.Event()
+        self._silenced: list[threading.Event] = []
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listening: socket.socket | None = None
@@ -208,7 +208,6 @@ class Wire:
         """Accept connections."""
         listening = socket.create_server(("127.0.0.1", self.port))
         self._listening = listening
-        self._flowing.set()
         threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
 
     def cut(self, for_good: bool = False) -> None:
@@ -230,12 +229,18 @@ class Wire:
         self._cut_at = self.sent + size
 
     def silence(self) -> None:
-        """Let nothing through, as a cable that was pulled."""
-        self._flowing.clear()
+        """Let nothing more through the connections that there are; both ends still believe in them."""
+        self._silenced.append(self._flow)
+        self._flow = threading.Event()
+
+    def silence_new(self) -> None:
+        """Let nothing through the connections that are still to come, either."""
+        self._silenced.append(self._flow)
 
     def close(self) -> None:
         self.cut(for_good=True)
-        self._flowing.set()
+        for flow in self._silenced:
+            flow.set()
 
     def _accept(self, listening: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -248,12 +253,15 @@ class Wire:
                         return
                     self._open.update((near, far))
                 for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, sink, sink is far), daemon=True).start()
+                    ways = (source, sink, sink is far, self._flow)
+                    threading.Thread(target=self._pump, args=ways, daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, counted: bool, flow: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 14):
-                self._flowing.wait()
+                if flow in self._silenced:
+                    flow.wait()
+                    return
                 if counted:
                     self.sent += len(data)
                     if self._cut_at is not None and self.sent >= self._cut_at:

@@ -65,25 +65,26 @@ class Connection:
         return key.get_fingerprint() if key is not None else "certificate"
 
     def run(self, command: Sequence[str], *, input: bytes = b"", timeout_s: float) -> Completed:
-        """Run a command to its end. Raises DeviceError if that takes longer than the limit."""
+        """Run a command to its end. Raises DeviceError if that takes longer than the limit; it is killed then where
+        the server does that (OpenSSH: for every user but root), and has lost its input and output in any case."""
 
         async def work(ssh: asyncssh.SSHClientConnection) -> Completed:
-            async with ssh.create_process(shlex.join(command), encoding=None) as process:
-                self.bytes_sent += len(input)
-                try:
-                    async with asyncio.timeout(timeout_s):
-                        stdout, stderr = await process.communicate(input)
-                        await process.wait_closed()
-                except TimeoutError:
-                    process.kill()
-                    process.close()
-                    raise DeviceError(
-                        f"{self.host}: a command did not end within {timeout_s:g} s",
-                        found=shlex.join(command),
-                    ) from None
-                if process.returncode is None:
-                    raise asyncssh.ConnectionLost("the connection ended with the command")
-                return Completed(process.returncode, bytes(stdout or b""), bytes(stderr or b""))
+            process = await ssh.create_process(shlex.join(command), encoding=None)
+            self.bytes_sent += len(input)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    stdout, stderr = await process.communicate(input)
+                    await process.wait_closed()
+            except TimeoutError:
+                process.kill()
+                raise DeviceError(
+                    f"{self.host}: a command did not end within {timeout_s:g} s", found=shlex.join(command)
+                ) from None
+            finally:
+                process.close()
+            if process.returncode is None:
+                raise asyncssh.ConnectionLost("the connection ended with the command")
+            return Completed(process.returncode, bytes(stdout or b""), bytes(stderr or b""))
 
         done = self._use(work, timeout_s)
         self.bytes_received += len(done.stdout) + len(done.stderr)

@@ -18,7 +18,7 @@ import asyncssh
 
 from opadapt.errors import DeviceError, LostDevice
 from opadapt.measure.address import Host, split_host
-from opadapt.measure.ssh.trust import GLOBAL_FILES, PREFERRED, USER_FILES, Trusted, refusal, trusted
+from opadapt.measure.ssh.trust import GLOBAL_FILES, USER_FILES, Trusted, refusal, trusted
 
 KEEPALIVE_S = 10.0  # a connection that is silent for three times that is lost
 KEEPALIVE_COUNT = 3
@@ -122,7 +122,7 @@ async def _authenticated(
             tunnel=via,
             client_factory=lambda: witness,
             known_hosts=(known.keys, known.authorities, known.revoked),
-            server_host_key_algs=() if known.known else PREFERRED,
+            server_host_key_algs=known.kinds,
             x509_trusted_certs=None,
             client_keys=[key for key in keys if key.is_file()],  # as ssh passes over those that are missing
             ignore_encrypted=True,  # those are used through the agent
@@ -151,8 +151,6 @@ def _explained(
     match error:
         case asyncssh.HostKeyNotVerifiable():
             return refusal(label, login, known, offered, text)
-        case asyncssh.KeyExchangeFailed() if known.own and "host key" in text.lower():
-            return refusal(label, login, known, None, f"no key of a kind that is known: {text}")
         case asyncssh.PermissionDenied():
             return DeviceError(
                 f"{label}: it accepts no key of yours",

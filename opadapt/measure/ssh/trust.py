@@ -18,8 +18,8 @@ from opadapt.errors import DeviceError
 SSH_PORT = 22
 USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 GLOBAL_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
-# asked for where no key is known, in the order of OpenSSH's client: ``ssh`` then shows the same fingerprint
-PREFERRED = (
+# kinds of keys in the order in which OpenSSH's client asks for them: ``ssh`` then shows the same fingerprint
+KINDS = (
     "ssh-ed25519",
     "ecdsa-sha2-nistp256",
     "ecdsa-sha2-nistp384",
@@ -27,6 +27,7 @@ PREFERRED = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
+_SIGNED = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}  # else a key is signed with what it is called
 _SERVER_FILES = {"ssh-ed25519": "ed25519", "ssh-rsa": "rsa"}  # else ecdsa
 
 
@@ -43,8 +44,11 @@ class Trusted:
     own: bool
 
     @property
-    def known(self) -> bool:
-        return bool(self.keys or self.authorities)
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of host keys to ask for: known ones first, then the others, to see what has become of it. None
+        for asyncssh's own choice, which has certificates."""
+        kinds = [k for key in self.keys for k in _SIGNED.get(key.get_algorithm(), (key.get_algorithm(),))]
+        return () if self.authorities else tuple(dict.fromkeys((*kinds, *KINDS)))
 
 
 def trusted(
