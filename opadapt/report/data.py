@@ -52,11 +52,27 @@ def flat_conditions(conditions: Mapping[str, Any], prefix: str = "") -> dict[str
     return flat
 
 
+class DeviceState(_Part):
+    """The state of the device around the final measurement; pairs are before and after. None: not told."""
+
+    temperature_c: tuple[float | None, float | None] = Field(description="of the hottest sensor")
+    clock_mhz: tuple[float | None, float | None] = Field(description="of the fastest core")
+    governor: str | None
+    throttled: tuple[str | None, str | None] = Field(
+        description="the Raspberry Pi's word of flags, or how often an x86 processor was throttled"
+    )
+    discarded_blocks: int = Field(ge=0, description="blocks measured under throttling and repeated")
+    waited_s: float = Field(ge=0, description="seconds spent cooling down")
+    too_hot: bool = Field(description="whether it was still too hot when the time for that was over")
+    pinned: tuple[int, ...] = Field(description="cores it was measured on; nothing: on any")
+
+
 class DeviceFacts(_Part):
     """What was measured on, and in which state it was."""
 
     name: str
     threads: int
+    state: DeviceState | None = Field(None, description="None where the device tells nothing of it")
     conditions: dict[str, Scalar] = Field(
         description="as the device told them: processor, runtime version, governor, heat, throttling"
     )
@@ -70,6 +86,15 @@ class BoardFacts(_Part):
     latency_s: float | None = Field(description="median of the unchanged model there; None: not measured")
     relative: float | None = Field(description="that latency over the middle of all boards'; None: alone")
     dropped: str | None = Field(description="why it was given up; None: it was there to the end")
+
+
+class EnergyFacts(_Part):
+    """Joules of one inference, measured beside the latency: all that the source supplies, idle power included."""
+
+    original_j: float = Field(gt=0)
+    adapted_j: float = Field(gt=0)
+    source: str = Field(description="what measured it")
+    noise_floor: float = Field(ge=0, description="relative difference that an A/A run shows")
 
 
 class LatencyFacts(_Part):
@@ -210,6 +235,7 @@ class Report(_Part):
     device: DeviceFacts
     boards: tuple[BoardFacts, ...] = Field((), description="of a fleet; nothing for a single device")
     latency: LatencyFacts
+    energy: EnergyFacts | None = Field(None, description="None where nothing measures it: never estimated")
     accuracy: AccuracyFacts | None = Field(description="None without data: only exact replacements were made")
     replacements: tuple[Replacement, ...] = ()
     operators: tuple[OperatorCost, ...] = ()

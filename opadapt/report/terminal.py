@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from opadapt.report import wording
+from opadapt.report import state, wording
 from opadapt.report.data import AccuracyFacts, Report
 from opadapt.report.printable import printable
 
@@ -54,6 +54,10 @@ def _summary(report: Report) -> RenderableType:
     ]
     if report.accuracy is not None:
         rows[1:1] = _accuracy_rows(report.accuracy)
+    if report.energy is not None:
+        rows.insert(
+            1, ("energy", state.joules(report.energy.original_j), state.joules(report.energy.adapted_j))
+        )
     facts = table(
         f"{report.name}: {report.device.name}, {report.device.threads} thread(s)",
         [("", False), ("original", True), ("adapted", True)],
@@ -70,6 +74,7 @@ def _summary(report: Report) -> RenderableType:
         lines += [
             f"difference on {split} {wording.difference(scores)}" for split, scores in report.accuracy.splits
         ]
+    lines += state.lines(report)
     return Group(facts, *(shown(line) for line in lines))
 
 
