@@ -18,9 +18,11 @@ from opadapt.measure.local import LocalDevice
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.model.graph import Model
 from opadapt.model.save import at_batch
+from opadapt.report.state import state_of
 
 CPU_ZONE = Thermal(kind="zone", match="cpu-*")
 PI = (CPU_ZONE, Thermal(kind="vcgencmd"))
+CORE = max(os.sched_getaffinity(0))
 
 
 @pytest.fixture
@@ -129,6 +131,18 @@ def test_a_block_under_throttling_is_thrown_away_and_repeated(
     )
 
 
+def test_the_report_understands_what_the_agent_tells(sysfs: FakeSysfs, model: bytes, quick: Timing) -> None:
+    sysfs.vcgencmd("0x50000")
+    sysfs.write("devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 600_000)
+    sysfs.write("devices/system/cpu/cpu0/cpufreq/scaling_governor", "ondemand")
+    with board(sysfs, thermal=PI, pin_cores=(CORE,)) as device:
+        state = state_of(device.time([model], quick).conditions)
+    assert state is not None
+    assert state.temperature_c == (50, 50) and state.clock_mhz == pytest.approx((1500.398464, 1500.398464))
+    assert (state.governor, state.throttled, state.pinned) == ("ondemand", ("0x50000",) * 2, (CORE,))
+    assert (state.discarded_blocks, state.waited_s, state.too_hot) == (0, 0, False)
+
+
 def test_throttling_of_the_past_is_none_of_this_measurement(
     sysfs: FakeSysfs, model: bytes, quick: Timing
 ) -> None:
@@ -187,9 +201,6 @@ def test_a_board_that_always_throttles_is_an_error_that_says_why(
         assert "heat sink" in text and "max_retries" in text
         (sysfs.root / "word").write_text("0x50000\n")
         assert device.time([model], quick).latency_s.shape == (1, quick.blocks)
-
-
-CORE = max(os.sched_getaffinity(0))
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one core, everything is pinned to it")
