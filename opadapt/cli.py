@@ -20,6 +20,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from opadapt import __version__
+from opadapt.cli_devices import devices_app
 from opadapt.errors import ConfigError, DataError, OpadaptError
 from opadapt.report.progress import LiveProgress, PlainProgress, Progress
 
@@ -55,12 +56,18 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(devices_app, name="devices")
 
 ModelArgument = Annotated[
     Path | None, typer.Argument(metavar="[MODEL]", help="ONNX file; overrides the file's.")
 ]
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="YAML file; flags override it.")]
-DeviceOption = Annotated[str | None, typer.Option(help="Device type, or a .yaml of facts. [local]")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Device type or a .yaml of facts; @HOST[,HOST] after it. [local]")
+]
+HostOption = Annotated[
+    str | None, typer.Option(help="The board: ssh alias or [user@]host[:port]. [its type]")
+]
 DataOption = Annotated[str | None, typer.Option(help="Folder, .npz, or module:function.")]
 TargetOption = Annotated[str | None, typer.Option(help="Speedup such as 2x, or latency such as 12ms.")]
 ToleranceOption = Annotated[float | None, typer.Option(help="Accuracy that may be lost, in points. [1.0]")]
@@ -93,6 +100,7 @@ def run(
     model: ModelArgument = None,
     config: ConfigOption = None,
     device: DeviceOption = None,
+    host: HostOption = None,
     data: DataOption = None,
     target: TargetOption = None,
     tolerance: ToleranceOption = None,
@@ -123,7 +131,8 @@ def resume(folder: RunArgument) -> None:
 @app.command()
 def profile(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
-    device: Annotated[str, typer.Option(help="Device type, or a .yaml of facts.")] = "local",
+    device: Annotated[str, typer.Option(help="Device type or a .yaml of facts; @HOST after it.")] = "local",
+    host: HostOption = None,
     shape: ShapeOption = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads within an operator.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
@@ -140,7 +149,7 @@ def profile(
 
     shapes = {key: parse_shape(sizes) for key, sizes in _shapes(shape).items()}
     loaded = load(model, shapes)
-    with open_device(device, threads) as opened:
+    with open_device(device, threads, host) as opened:
         found = measure(opened, loaded, Timing(threads=threads))
     ranked = rank_nodes(found, RankConfig())
     print_profile(found, ranked, top, Console())
@@ -170,6 +179,7 @@ def config_show(
     model: ModelArgument = None,
     config: ConfigOption = None,
     device: DeviceOption = None,
+    host: HostOption = None,
     data: DataOption = None,
     target: TargetOption = None,
     tolerance: ToleranceOption = None,
@@ -191,6 +201,7 @@ def config_show(
 _KEYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "model": ("MODEL", ("model",)),
     "device": ("--device", ("device",)),
+    "host": ("--host", ("host",)),
     "data": ("--data", ("data", "path")),
     "target": ("--target", ("target",)),
     "tolerance": ("--tolerance", ("tolerance", "points")),
@@ -204,6 +215,7 @@ _KEYS: dict[str, tuple[str, tuple[str, ...]]] = {
 _REPLACED: dict[str, tuple[tuple[str, ...], ...]] = {
     "data": (("data", "x"), ("data", "y")),
     "tolerance": (("tolerance", "relative_percent"),),
+    "device": (("host",),),  # the host of the file's device
 }
 
 
@@ -236,12 +248,12 @@ def _shapes(given: list[str] | None) -> dict[str, str]:
 
 def _check(experiment: Experiment) -> None:
     """What can be told at once, before a run folder is made."""
-    from opadapt.measure.device import load_facts
+    from opadapt.measure.opening import find_device
     from opadapt.model.load import load
     from opadapt.train.entry import is_entry_point
 
     load(experiment.model, experiment.shapes)
-    load_facts(experiment.device)
+    find_device(experiment.device, experiment.host)
     data = experiment.data
     for place in () if data is None else (data.path, data.x, data.y):
         if place is not None and not is_entry_point(place) and not Path(place).exists():

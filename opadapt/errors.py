@@ -5,6 +5,7 @@ OpadaptError              anything that opadapt refuses; the command line prints
 ├── DataError             data that is missing, or does not fit the model
 ├── ConfigError           a YAML file, a flag or a shipped file that says something impossible
 ├── DeviceError           a device that cannot be reached, or failed while measuring
+│   └── LostDevice        the connection or the device itself is gone
 ├── ProgramError          a program of math instructions that does not type-check or parse
 ├── RunError              a run folder that cannot be written, resumed or found
 └── Refused               a candidate turned down; carries the stage and the reason
@@ -47,6 +48,13 @@ class ConfigError(OpadaptError):
 
 class DeviceError(OpadaptError):
     """A device that cannot be reached, or failed while measuring."""
+
+
+class LostDevice(DeviceError):
+    """The connection or the device itself is gone, whatever was asked of it: another device, or a later try, may
+    do. A plain DeviceError means that the request failed. ``given_up``: to try again at once is no use."""
+
+    given_up = False
 
 
 class ProgramError(OpadaptError):

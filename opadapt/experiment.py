@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from opadapt.errors import ConfigError, RunError
+from opadapt.measure.address import parse_device, split_device
 from opadapt.measure.rank import RankConfig
 from opadapt.measure.timing import Timing
 from opadapt.search.config import SearchConfig
@@ -45,7 +46,7 @@ _PATHS: dict[Location, str] = {
     ("data", "x"): "path",
     ("data", "y"): "path",
     ("metric", "name"): "name or entry point",
-    ("device",): "name or .yaml",
+    ("device",): "device",
     ("search", "space"): "name or .yaml",
 }
 
@@ -140,7 +141,12 @@ class Experiment(BaseModel):
     model: Path = Field(description="the ONNX file to adapt")
     name: Name | None = Field(None, description="name of the run; default: model and device")
     runs: Path = Field(Path("runs"), description="folder that holds the run folders; default: ./runs")
-    device: str = Field("local", description="a shipped device type, or the path of a .yaml of facts")
+    device: str = Field(
+        "local", description="a device type or the path of a .yaml of facts; @HOST or @HOST,HOST after it"
+    )
+    host: str | None = Field(
+        None, description="ssh alias or [user@]host[:port] of the device, instead of @HOST; none: its type"
+    )
     shapes: dict[str, Shape] = Field(
         default_factory=dict, description="input name -> shape, where the model leaves dimensions open"
     )
@@ -182,7 +188,18 @@ def load_experiment(path: Path | None, overrides: Sequence[Override] = ()) -> Ex
             "no model", expected="an ONNX file", found="nothing", do="name it, or give a file with --config"
         )
     experiment = validate(Experiment, document)
+    _check_address(experiment, document)
     return experiment.model_copy(update={"runs": experiment.runs.absolute()})
+
+
+def _check_address(experiment: Experiment, document: Document) -> None:
+    try:
+        parse_device(experiment.device, experiment.host)
+    except ConfigError as error:
+        place = document.place(("device",) if experiment.host is None else ("host",))
+        raise ConfigError(
+            f"{place}: {error.message}", expected=error.expected, found=error.found, do=error.do
+        ) from error
 
 
 def _rebased(document: Document) -> Document:
@@ -207,6 +224,9 @@ def _absolute(value: Any, kind: str, folder: Path) -> Any:
     """A relative path from ``folder``; whatever is no path (a name, an entry point, no text) as it is."""
     if not isinstance(value, str) or not value:
         return value
+    if kind == "device":
+        name, hosts = split_device(value)
+        return _absolute(name, "name or .yaml", folder) + ("" if hosts is None else f"@{hosts}")
     if kind == "name or .yaml" and not value.endswith((".yaml", ".yml")):
         return value
     if kind.endswith("entry point") and is_entry_point(value) and not (folder / value).exists():
@@ -232,7 +252,8 @@ def create_run(experiment: Experiment) -> tuple[Experiment, Path]:
 
     A name that was given must be free; a default one gets a number. Raises RunError.
     """
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{experiment.model.stem}-{Path(experiment.device).stem}")
+    device = split_device(experiment.device)[0].removesuffix(".yaml").removesuffix(".yml")
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{experiment.model.stem}-{Path(device).name}")
     base = experiment.name or stem.lstrip("._-") or "run"
     number = 1
     while True:

@@ -1,19 +1,24 @@
-"""A device behind an agent, whatever the transport."""
+"""A device behind an agent, whatever the transport.
+
+Files are named by the hash of their content in the agent's folder (``sent``). When the connection breaks, the whole
+piece of work is tried again, on a new agent: measuring twice does no harm, and the transport waits for the board.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from opadapt.errors import DeviceError
-from opadapt.measure.device import Facts, Kernel, NDArrayAny, RawProfile
+from opadapt.errors import DeviceError, LostDevice
+from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
+from opadapt.measure.facts import Facts
+from opadapt.measure.sent import Sent
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.measure.transport import AGENT, Transport
 
@@ -21,23 +26,39 @@ PROTOCOL = 1
 GRACE_S = (
     30.0  # the agent keeps the time limit; only when it is silent this much longer, the transport gives up
 )
+TRIES = 3  # of one piece of work, when the connection or the agent is lost in the middle of it
+T = TypeVar("T")
 
+_TOLD = {
+    "locked": "another opadapt is measuring on this board",
+    "space": "no space left on the board",
+}
 _DO = {
+    "locked": "wait for it to end, or choose another board",
+    "space": "make room there (df -h); opadapt's own part is ~/.cache/opadapt",
     "signal": "try another onnxruntime there, or a smaller model",
     "timeout": "allow more time (timeout_s), or measure less (blocks, min_block_s)",
     "memory": "use a smaller model or batch",
+    "throttled": "give the board a heat sink, a fan or a stronger power supply; `cool` and `max_retries` of its "
+    "device file say how long it may wait",
+    "pinning": "correct `pin_cores` in its device file",
 }
+_LOST = ("throttled",)  # kinds of errors that are the board's, whatever it was asked
 
 
 class AgentDevice:
     """Device over a transport. The agent is started at first use, and again after it was lost."""
+
+    parallel = 1
 
     def __init__(self, facts: Facts, transport: Transport, threads: int) -> None:
         self.facts = facts
         self.threads = threads
         self._transport = transport
         self._hello: dict[str, Any] | None = None
-        self._tokens = itertools.count()
+        self._sent = Sent()
+        host = getattr(transport, "host", None)
+        self._label = f"{facts.name}@{host}" if host else facts.name
         self._one_at_a_time = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -52,10 +73,26 @@ class AgentDevice:
         self._transport.close()
 
     def hello(self) -> Mapping[str, Any]:
+        return self._hello or self._again(self._present)
+
+    def _again(self, work: Callable[[], T]) -> T:
+        """The result of a piece of work, begun anew when the connection or the agent is lost in the middle."""
+        with self._one_at_a_time:
+            for left in reversed(range(TRIES)):
+                try:
+                    return work()
+                except LostDevice as lost:
+                    if lost.given_up or not left:
+                        lost.do = lost.do or "see that the board is on; a run goes on with `opadapt resume`"
+                        raise
+        raise AssertionError("unreachable")
+
+    def _present(self) -> Mapping[str, Any]:
+        """What the agent said when it was started; it is started if need be."""
         known = self._hello
         if known is None:
-            with self._one_at_a_time:
-                known = self._hello = self._hello or self._started()
+            known = self._hello = self._started()
+            self._sent.start(known.get("files", {}))
         return known
 
     def _started(self) -> dict[str, Any]:
@@ -63,6 +100,8 @@ class AgentDevice:
         try:
             hello = self._ask({"do": "hello"}, self.facts.timeout_s)
             self._check(hello)
+        except LostDevice:
+            raise
         except BaseException:
             self._transport.close()
             raise
@@ -72,61 +111,98 @@ class AgentDevice:
         wanted = hashlib.sha256(AGENT.read_bytes()).hexdigest()
         if hello["protocol"] != PROTOCOL or hello["sha256"] != wanted:
             raise DeviceError(
-                f"{self.facts.name}: another agent answered",
+                f"{self._label}: another agent answered",
                 expected=f"protocol {PROTOCOL}, sha256 {wanted}",
                 found=f"protocol {hello['protocol']}, sha256 {hello['sha256']}",
             )
         if self.facts.arch not in ("host", hello["machine"]):
             raise DeviceError(
-                f"{self.facts.name}: not that kind of board",
+                f"{self._label}: not that kind of board",
                 expected=f"arch {self.facts.arch}",
                 found=str(hello["machine"]),
                 do="choose the device type that fits",
             )
 
     def conditions(self) -> dict[str, Any]:
-        self.hello()
-        return self._ask({"do": "conditions", "threads": self.threads}, self.facts.timeout_s)
+        request = {"do": "conditions", "threads": self.threads, "board": _board(self.facts)}
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
+        def work() -> dict[str, Any]:
+            self._present()
+            return self._ask(request, self.facts.timeout_s)
+
+        return self._again(work)
+
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         if not models:
             raise ValueError("nothing to time")
-        with self._files(models) as paths:
-            request = {"do": "time", "models": paths, "timing": timing.model_dump()}
-            return _block_times(self._ask(request, timing.timeout_s))
+
+        def work(paths: list[str]) -> BlockTimes:
+            request = {"do": "time", "models": paths, **self._how(timing), "energy": energy}
+            return _block_times(self._ask(request, self._limit_s(timing)))
+
+        return self._with_files(models, work, base_first=True)
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
-        with self._files([model]) as paths:
-            request = {"do": "profile", "model": paths[0], "timing": timing.model_dump()}
-            answer = self._ask(request, timing.timeout_s)
+        def work(paths: list[str]) -> RawProfile:
+            request = {"do": "profile", "model": paths[0], **self._how(timing)}
+            answer = self._ask(request, self._limit_s(timing))
             kernels = tuple(Kernel(k["name"], k["op_type"], k["latency_s"]) for k in answer["kernels"])
-            return RawProfile(
-                kernels, self._transport.get(answer["optimized"]), _block_times(answer["times"])
-            )
+            optimized = self._transport.get(answer["optimized"])
+            return RawProfile(kernels, optimized, _block_times(answer["times"]))
+
+        return self._with_files([model], work)
 
     def run(self, model: bytes, feeds: Mapping[str, NDArrayAny]) -> dict[str, NDArrayAny]:
         packed = io.BytesIO()
         np.savez(packed, allow_pickle=False, **{f"a{i}": value for i, value in enumerate(feeds.values())})
-        with self._files([model, packed.getvalue()]) as paths:
+
+        def work(paths: list[str]) -> dict[str, NDArrayAny]:
             request = {"do": "run", "model": paths[0], "feeds": paths[1], "names": list(feeds)}
             answer = self._ask({**request, "threads": self.threads}, self.facts.timeout_s)
             with np.load(io.BytesIO(self._transport.get(answer["outputs"])), allow_pickle=False) as arrays:
                 return {name: arrays[f"a{i}"] for i, name in enumerate(answer["names"])}
 
+        return self._with_files([model, packed.getvalue()], work)
+
+    def _how(self, timing: Timing) -> dict[str, Any]:
+        return {"timing": timing.model_dump(), "board": _board(self.facts)}
+
+    def _limit_s(self, timing: Timing) -> float:
+        """The time limit does not include the waiting for a hot board."""
+        return timing.timeout_s + (self.facts.cool.wait_s if self.facts.cool else 0.0)
+
+    def _with_files(
+        self, contents: Sequence[bytes], work: Callable[[list[str]], T], base_first: bool = False
+    ) -> T:
+        """Do something with files in the agent's folder. With ``base_first`` the first of them stays there, and
+        the work makes no files of its own."""
+        files = {hashlib.sha256(data).hexdigest(): data for data in contents}
+        names = [hashlib.sha256(data).hexdigest() for data in contents]
+        self._sent.ask_for(files)
+
+        def with_files() -> T:
+            with self._there(files, names[:1] if base_first else [], not base_first) as folder:
+                return work([f"{folder}/{name}" for name in names])
+
+        return self._again(with_files)
+
     @contextmanager
-    def _files(self, contents: Sequence[bytes]) -> Iterator[list[str]]:
-        """Paths of files in the agent's folder; they and what was made of them (path.*) are removed after."""
-        folder, token = self.hello()["folder"], next(self._tokens)
-        paths: dict[bytes, str] = {}
-        for data in contents:
-            if data not in paths:
-                paths[data] = f"{folder}/{token}-{len(paths)}.model"
-                self._transport.put(data, paths[data])
+    def _there(self, files: Mapping[str, bytes], base: Sequence[str], untidy: bool) -> Iterator[str]:
+        """The agent's folder with these files in it. Afterwards those that need not stay are removed, and with
+        ``untidy`` what was made of the others (path.*)."""
+        folder = self._present()["folder"]
         try:
-            yield [paths[data] for data in contents]
+            for name, data in files.items():
+                if not self._sent.has(name):
+                    self._transport.put(data, f"{folder}/{name}")
+                self._sent.put(name, len(data))
+            yield folder
         finally:
-            if self._hello is not None:
-                self._ask({"do": "forget", "paths": list(paths.values())}, GRACE_S)
+            gone = self._sent.finish(files, base)
+            if self._hello is not None and (gone or untidy):
+                paths = [f"{folder}/{name}" for name in {**dict.fromkeys(gone), **files}]
+                keep = [f"{folder}/{name}" for name in files if name not in gone]
+                self._ask({"do": "forget", "paths": paths, "keep": keep}, GRACE_S)
 
     def _ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         try:
@@ -139,14 +215,25 @@ class AgentDevice:
         if error is None:
             return answer
         where = f" ({error['stage']})" if error.get("stage") else ""
-        raise DeviceError(
-            f"{self.facts.name}: {request['do']} failed{where}",
-            found=error["message"] + (f"\n{error['log']}" if error.get("log") else ""),
-            do=_DO.get(error["kind"]),
-        )
+        told = _TOLD.get(error["kind"], f"{request['do']} failed")
+        found = error["message"] + (f"\n{error['log']}" if error.get("log") else "")
+        if error["kind"] in _LOST:
+            lost = LostDevice(f"{self._label}: {told}{where}", found=found, do=_DO.get(error["kind"]))
+            lost.given_up = True
+            raise lost
+        raise DeviceError(f"{self._label}: {told}{where}", found=found, do=_DO.get(error["kind"]))
+
+
+def _board(facts: Facts) -> dict[str, Any]:
+    """How this type of board is measured: the agent's ``Board`` takes it."""
+    return facts.model_dump(mode="json", include={"pin_cores", "cool", "thermal", "power", "max_retries"})
 
 
 def _block_times(answer: Mapping[str, Any]) -> BlockTimes:
+    energy_j = answer["energy_j"]
     return BlockTimes(
-        np.array(answer["latency_s"], dtype=np.float64), answer["conditions"], tuple(answer["order"])
+        np.array(answer["latency_s"], dtype=np.float64),
+        answer["conditions"],
+        tuple(answer["order"]),
+        None if energy_j is None else tuple(energy_j),
     )

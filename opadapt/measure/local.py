@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opadapt.measure.agent_device import AgentDevice
-from opadapt.measure.device import Facts, NDArrayAny, RawProfile
+from opadapt.measure.device import NDArrayAny, RawProfile
+from opadapt.measure.facts import Facts
 from opadapt.measure.lock import MeasuringLock, measuring_lock
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.measure.transport import LocalTransport, Transport
@@ -29,10 +30,10 @@ class LocalDevice(AgentDevice):
         with self.lock.busy():
             return super().conditions()
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         self.hello()
         with self.lock.quiet():
-            return super().time(models, timing)
+            return super().time(models, timing, energy)
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         self.hello()

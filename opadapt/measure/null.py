@@ -12,12 +12,15 @@ import onnxruntime as ort
 
 from opadapt.errors import DeviceError
 from opadapt.measure.cost import concrete_shapes, node_cost
-from opadapt.measure.device import Facts, Kernel, NDArrayAny, NullCost, RawProfile
+from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
+from opadapt.measure.facts import Facts, NullCost
 from opadapt.measure.timing import BlockTimes, Timing
 
 
 class NullDevice:
     """Device whose every node costs overhead + MACs / rate + bytes / rate, in seconds."""
+
+    parallel = 1
 
     def __init__(self, facts: Facts, threads: int) -> None:
         if facts.cost is None:
@@ -47,7 +50,7 @@ class NullDevice:
         fixed = {"cpu": "cost model", "machine": "null", "onnxruntime": "cost model", "provider": "null"}
         return {**fixed, "threads": self.threads, "cost": self._cost.model_dump()}
 
-    def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes:
+    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         if not models:
             raise ValueError("nothing to time")
         latency_s = [sum(k.latency_s for k in self._kernels(_parse(model))) for model in models]

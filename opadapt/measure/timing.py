@@ -58,12 +58,15 @@ class BlockTimes:
     """Medians of the blocks of one interleaved measurement.
 
     ``latency_s``: float64 ``[models, blocks]``, seconds per run. ``order``: the model of each block as run.
-    ``conditions``: versions, provider, threads, CPU, heat, clocks and load, before and after.
+    ``conditions``: versions, provider, threads, CPU, heat, clocks and load, before and after; how long the device
+    cooled down, how many blocks were thrown away. ``energy_j``: joules per run of each model, None where it was not
+    asked for or nothing measures it.
     """
 
     latency_s: NDArray[np.float64]
     conditions: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[int, ...] = ()
+    energy_j: tuple[float, ...] | None = None
 
 
 class Clock(Protocol):

@@ -12,7 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,10 +42,12 @@ class Transport(Protocol):
 
 
 class LocalTransport:
-    """The agent as a subprocess with the same interpreter."""
+    """The agent as a subprocess with the same interpreter. ``options``: the agent's own."""
 
-    def __init__(self, python: str = sys.executable, agent: Path = AGENT) -> None:
-        self._command = [python, str(agent)]
+    def __init__(
+        self, python: str = sys.executable, agent: Path = AGENT, options: Sequence[str] = ()
+    ) -> None:
+        self._command = [python, str(agent), *options]
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes] = queue.Queue()
         self._numbers = itertools.count()

@@ -52,14 +52,49 @@ def flat_conditions(conditions: Mapping[str, Any], prefix: str = "") -> dict[str
     return flat
 
 
+class DeviceState(_Part):
+    """The state of the device around the final measurement; pairs are before and after. None: not told."""
+
+    temperature_c: tuple[float | None, float | None] = Field(description="of the hottest sensor")
+    clock_mhz: tuple[float | None, float | None] = Field(description="of the fastest core")
+    governor: str | None
+    throttled: tuple[str | None, str | None] = Field(
+        description="the Raspberry Pi's word of flags, or how often an x86 processor was throttled"
+    )
+    discarded_blocks: int = Field(ge=0, description="blocks measured under throttling and repeated")
+    waited_s: float = Field(ge=0, description="seconds spent cooling down")
+    too_hot: bool = Field(description="whether it was still too hot when the time for that was over")
+    pinned: tuple[int, ...] = Field(description="cores it was measured on; nothing: on any")
+
+
 class DeviceFacts(_Part):
     """What was measured on, and in which state it was."""
 
     name: str
     threads: int
+    state: DeviceState | None = Field(None, description="None where the device tells nothing of it")
     conditions: dict[str, Scalar] = Field(
         description="as the device told them: processor, runtime version, governor, heat, throttling"
     )
+
+
+class BoardFacts(_Part):
+    """One board of a fleet, and how it compares to the others on the models that all of them measured."""
+
+    host: str
+    requests: int = Field(ge=0, description="requests for candidates that it answered")
+    latency_s: float | None = Field(description="median of the unchanged model there; None: not measured")
+    relative: float | None = Field(description="that latency over the middle of all boards'; None: alone")
+    dropped: str | None = Field(description="why it was given up; None: it was there to the end")
+
+
+class EnergyFacts(_Part):
+    """Joules of one inference, measured beside the latency: all that the source supplies, idle power included."""
+
+    original_j: float = Field(gt=0)
+    adapted_j: float = Field(gt=0)
+    source: str = Field(description="what measured it")
+    noise_floor: float = Field(ge=0, description="relative difference that an A/A run shows")
 
 
 class LatencyFacts(_Part):
@@ -198,7 +233,9 @@ class Report(_Part):
     original: ModelFacts
     adapted: ModelFacts
     device: DeviceFacts
+    boards: tuple[BoardFacts, ...] = Field((), description="of a fleet; nothing for a single device")
     latency: LatencyFacts
+    energy: EnergyFacts | None = Field(None, description="None where nothing measures it: never estimated")
     accuracy: AccuracyFacts | None = Field(description="None without data: only exact replacements were made")
     replacements: tuple[Replacement, ...] = ()
     operators: tuple[OperatorCost, ...] = ()
@@ -207,7 +244,9 @@ class Report(_Part):
     attempts: tuple[Attempt, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     unexpanded: tuple[Unexpanded, ...] = ()
-    seconds: dict[str, float] = Field(default_factory=dict, description="wall time by phase")
+    seconds: dict[str, float] = Field(
+        default_factory=dict, description="by phase; what runs at once counts each"
+    )
     versions: dict[str, str] = Field(default_factory=dict, description="of opadapt and what it stands on")
     warnings: tuple[str, ...] = ()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from opadapt.errors import RunError
-from opadapt.report import charts, wording
+from opadapt.report import charts, state, wording
 from opadapt.report.data import Report
 
 
@@ -24,6 +24,7 @@ def render_html(report: Report) -> str:
     return page.render(
         report=report,
         wording=wording,
+        state=state,
         bars=charts.operator_bars(report.operators),
         fronts=charts.fronts(report.front),
         training=charts.training(report.training),

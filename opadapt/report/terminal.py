@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from opadapt.report import wording
+from opadapt.report import state, wording
 from opadapt.report.data import AccuracyFacts, Report
 from opadapt.report.printable import printable
 
@@ -54,6 +54,10 @@ def _summary(report: Report) -> RenderableType:
     ]
     if report.accuracy is not None:
         rows[1:1] = _accuracy_rows(report.accuracy)
+    if report.energy is not None:
+        rows.insert(
+            1, ("energy", state.joules(report.energy.original_j), state.joules(report.energy.adapted_j))
+        )
     facts = table(
         f"{report.name}: {report.device.name}, {report.device.threads} thread(s)",
         [("", False), ("original", True), ("adapted", True)],
@@ -70,6 +74,7 @@ def _summary(report: Report) -> RenderableType:
         lines += [
             f"difference on {split} {wording.difference(scores)}" for split, scores in report.accuracy.splits
         ]
+    lines += state.lines(report)
     return Group(facts, *(shown(line) for line in lines))
 
 
@@ -119,6 +124,30 @@ def _attempts(report: Report) -> RenderableType | None:
     )
 
 
+def _boards(report: Report) -> RenderableType | None:
+    if not report.boards:
+        return None
+    rows = [
+        (
+            board.host,
+            board.requests,
+            "-" if board.latency_s is None else wording.seconds(board.latency_s),
+            "-" if board.relative is None else wording.relative(board.relative),
+            board.dropped or "",
+        )
+        for board in report.boards
+    ]
+    columns = [
+        ("board", False),
+        ("requests", True),
+        ("original", True),
+        ("against all", True),
+        ("lost", False),
+    ]
+    final = wording.final_board(report)
+    return Group(table(f"{len(rows)} boards", columns, rows), *([shown(final)] if final else []))
+
+
 def _refusals(report: Report) -> RenderableType | None:
     if not report.refusals:
         return None
@@ -147,4 +176,4 @@ def _warnings(report: Report) -> RenderableType | None:
     return Group(*(shown(f"warning: {text}", "yellow") for text in report.warnings))
 
 
-_SECTIONS = (_headline, _summary, _replacements, _attempts, _refusals, _unexpanded, _warnings)
+_SECTIONS = (_headline, _summary, _replacements, _attempts, _boards, _refusals, _unexpanded, _warnings)

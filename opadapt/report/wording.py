@@ -10,9 +10,11 @@ __all__ = [
     "count",
     "difference",
     "digits",
+    "final_board",
     "headline",
     "latency",
     "percent",
+    "relative",
     "score",
     "seconds",
     "short",
@@ -52,6 +54,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def relative(ratio: float) -> str:
+    """``1.034`` -> ``"+3.4 %"``."""
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
 def latency(estimate: Estimate) -> str:
     """``"1.23 ms (1.21 to 1.26)"``: all three in the unit of the value."""
     size, unit = next(((s, u) for s, u in _TIMES if estimate.value >= s), _TIMES[-1])
@@ -85,6 +92,12 @@ def headline(report: Report) -> str:
     if report.accuracy is not None:
         parts.append(_accuracy_words(report.accuracy))
     return ", ".join(parts) + "."
+
+
+def final_board(report: Report) -> str | None:
+    """Where both models were compared in the end; None for a device that has no boards."""
+    board = report.device.conditions.get("board")
+    return None if board is None else f"the exported file and the original were compared on {board}"
 
 
 def _accuracy_words(accuracy: AccuracyFacts) -> str:

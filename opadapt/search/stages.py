@@ -1,11 +1,16 @@
-"""Evaluation of candidates, cheapest check first; every refusal names its stage and its reason."""
+"""Evaluation of candidates, cheapest check first; every refusal names its stage and its reason.
+
+Latency and damage are streams: each takes candidates as they come and gives their results in that order, working
+ahead of what is taken from it. Chained, the host trains what has been measured while the next is being measured.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +24,14 @@ from opadapt.search.evolve import Scores
 
 PROBE_DECIMALS = 4  # of the largest output; equal functions differ by float rounding, about 1e-6
 
-Results = list[float | Refused]
-Stage = Callable[[Sequence[Candidate]], Results]
+Results = Generator[
+    float | Refused, None, None
+]  # in the order of the candidates; closed when not all are taken
+Stage = Callable[[Iterable[Candidate]], Results]
+
+
+def _unseen(done: int, detail: str) -> None:
+    """Progress that nobody looks at."""
 
 
 @dataclass
@@ -28,8 +39,9 @@ class Stages:
     """The staged evaluation of one group's candidates.
 
     ``latency`` measures the latency of one member in seconds; ``damage`` trains shortly and returns the normalised
-    error. Both take a batch, so that a device and worker processes can be kept busy, and answer in its order.
-    ``lower`` makes the nodes and raises where it cannot.
+    error. ``lower`` makes the nodes and raises where it cannot. With ``overlap`` candidates are trained while others
+    are measured; without, where the same machine does both, all are measured first. The results are the same.
+    ``advance`` is told how many candidates are settled, and what was done.
     """
 
     original: Candidate
@@ -38,6 +50,8 @@ class Stages:
     lower: Callable[[Candidate], None]
     latency: Stage
     damage: Stage
+    overlap: bool = False
+    advance: Callable[[int, str], None] = _unseen
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
     probed: set[tuple[bytes, int, int, int]] = field(default_factory=set)
 
@@ -53,37 +67,63 @@ class Stages:
                 alive.append(i)
             except Refused as refused:
                 results[i] = refused
-        latencies = self._stage(batch, alive, self.latency, results)
-        alive = []
-        for i, latency_s in latencies.items():
-            if latency_s < (1 - self.config.min_gain) * self.original_latency_s:
-                alive.append(i)
-            elif latency_s < self.original_latency_s:
-                results[i] = Refused("latency", f"saves less than {self.config.min_gain:.0%} of the original")
-            else:
-                results[i] = Refused("latency", "no faster than the original")
-        for i, damage in self._stage(batch, alive, self.damage, results).items():
-            if math.isfinite(damage):
-                results[i] = Scores(latencies[i], damage)
-            else:
-                results[i] = Refused("distil", "training diverged")
-        for result in results.values():
+        self._measure_and_train(batch, alive, results)
+        for i in range(len(batch)):
+            result = results[i]
             if isinstance(result, Refused):
                 self.refusals[result.stage, result.reason] += 1
         return [results[i] for i in range(len(batch))]
 
-    @staticmethod
-    def _stage(
-        batch: Sequence[Candidate], alive: Sequence[int], stage: Stage, results: dict[int, Scores | Refused]
-    ) -> dict[int, float]:
-        found: dict[int, float] = {}
-        if alive:
-            for i, value in zip(alive, stage([batch[i] for i in alive]), strict=True):
-                if isinstance(value, Refused):
-                    results[i] = value
+    def _measure_and_train(
+        self, batch: Sequence[Candidate], alive: Sequence[int], results: dict[int, Scores | Refused]
+    ) -> None:
+        """Fill in the results of those that lower."""
+        passed: list[tuple[int, float]] = []
+        timed = trained = 0
+
+        def advance() -> None:
+            self.advance(len(results), f"{timed} timed, {trained} trained")
+
+        def fast_enough(latencies: Results) -> Iterator[Candidate]:
+            nonlocal timed
+            for i, latency in zip(alive, latencies, strict=True):
+                timed += 1
+                found = self._worth_training(latency)
+                if isinstance(found, Refused):
+                    results[i] = found
                 else:
-                    found[i] = value
-        return found
+                    passed.append((i, found))
+                advance()
+                if i not in results:
+                    yield batch[i]
+
+        with contextlib.closing(self.latency([batch[i] for i in alive])) as latencies:
+            fast: Iterable[Candidate] = fast_enough(latencies)
+            if not self.overlap:
+                fast = list(fast)
+            with contextlib.closing(self.damage(fast)) as damages:
+                for damage in damages:
+                    i, latency_s = passed[trained]
+                    trained += 1
+                    results[i] = self._scores(latency_s, damage)
+                    advance()
+        if trained != len(passed):
+            raise RuntimeError(f"damage: {trained} results for {len(passed)} candidates")
+
+    def _worth_training(self, latency: float | Refused) -> float | Refused:
+        if isinstance(latency, Refused) or latency < (1 - self.config.min_gain) * self.original_latency_s:
+            return latency
+        if latency < self.original_latency_s:
+            return Refused("latency", f"saves less than {self.config.min_gain:.0%} of the original")
+        return Refused("latency", "no faster than the original")
+
+    @staticmethod
+    def _scores(latency_s: float, damage: float | Refused) -> Scores | Refused:
+        if isinstance(damage, Refused):
+            return damage
+        if not math.isfinite(damage):
+            return Refused("distil", "training diverged")
+        return Scores(latency_s, damage)
 
     def _static(self, candidate: Candidate) -> None:
         if len(candidate.program.body) > self.config.max_instructions:

@@ -23,8 +23,10 @@ def measure(context: Context, model: Model, tag: str) -> Profile:
         "profile", key, lambda: _row(profile(context.device, model, context.experiment.timing))
     )
     found = _profile(row)
+    board = found.conditions.get("board")
     context.progress.note(
-        f"{tag}: {found.wall.value * 1e3:.3f} ms, {found.covered:.1%} of it attributed to nodes"
+        f"{tag}: {found.wall.value * 1e3:.3f} ms{f' on {board}' if board else ''}, "
+        f"{found.covered:.1%} of it attributed to nodes"
     )
     return found
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
-from opadapt.journal import content_key
 from opadapt.measure.profile import Profile
-from opadapt.measure.timing import Estimate, floor_of, median_latency, ratio
 from opadapt.model.fold import fold
 from opadapt.model.graph import Model
-from opadapt.model.load import read
 from opadapt.model.regions import unsupported
 from opadapt.model.save import export, write_atomic
-from opadapt.model.shapes import set_dims
 from opadapt.report.data import (
     AccuracyFacts,
     DeviceFacts,
+    DeviceState,
     LatencyFacts,
     ModelFacts,
     OperatorCost,
@@ -32,14 +27,15 @@ from opadapt.report.data import (
     Scores,
     Unexpanded,
     Verdict,
-    flat_conditions,
     write_json,
 )
 from opadapt.report.html import write_html
 from opadapt.steps.assemble import difference
 from opadapt.steps.baseline import measure
+from opadapt.steps.boards import compare_boards
 from opadapt.steps.context import Context
 from opadapt.steps.exact import NOTHING
+from opadapt.steps.final import compare_files
 from opadapt.steps.history import History
 from opadapt.steps.tuning import compare, metric_of
 from opadapt.train.data import Dataset
@@ -55,31 +51,39 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     path = context.folder / "adapted.onnx"
     context.progress.stage("export and measure the exported file against the original")
     export(final, path, experiment.opset)
-    latency, conditions = _latency(context, path)
+    measured = compare_files(context, path)
     changed = history.changed
-    if changed and not latency.is_gain:
+    if changed and not measured.latency.is_gain:
         context.warn("the adapted model is not faster beyond the noise: the original is exported unchanged")
         history.withdraw("no gain above the noise floor" if context.dataset is not None else NOTHING)
         changed = False
     if not changed:
         final = context.original
         _export_original(context, path)
-        latency, conditions = _latency(context, path)
+        measured = compare_files(context, path)
     profile = measure(context, final, "adapted")
     accuracy = None if context.dataset is None else _accuracy(context, context.dataset, final)
     if accuracy is not None and accuracy.test is not None and changed:
         _check_test(context, accuracy, accuracy.test)
+    context.tell_losses()
+    _check_state(context, measured.state)
+    _check_boards(context, baseline, profile)
     report = Report(
         name=experiment.name or context.folder.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=experiment.seed,
-        verdict=_verdict(context, latency, history, changed),
+        verdict=_verdict(context, measured.latency, history, changed),
         original=_facts(experiment.model, context.original, baseline),
         adapted=_facts(path, final, profile),
         device=DeviceFacts(
-            name=experiment.device, threads=context.device.threads, conditions=dict(conditions)
+            name=experiment.device,
+            threads=context.device.threads,
+            state=measured.state,
+            conditions=measured.conditions,
         ),
-        latency=latency,
+        boards=compare_boards(context),
+        latency=measured.latency,
+        energy=measured.energy,
         accuracy=accuracy,
         replacements=tuple(history.replacements),
         operators=_operators(baseline, profile),
@@ -109,47 +113,6 @@ def _export_original(context: Context, path: Path) -> None:
         write_atomic(path, (context.folder / "original.onnx").read_bytes())
     else:
         export(context.original, path, context.experiment.opset)
-
-
-def _latency(context: Context, path: Path) -> tuple[LatencyFacts, Mapping[str, Any]]:
-    """The exported file, loaded from disk as any user would, against the original file; with an A/A floor."""
-    timing = context.experiment.timing
-    files = [context.experiment.model, path]
-    models = [_deployed(read(file), context.original).SerializeToString() for file in files]
-    key = content_key(
-        context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models), timing.model_dump()
-    )
-
-    def compute() -> dict[str, Any]:
-        times = context.device.time([models[0], models[1], models[0]], timing)
-        return {
-            "original": _row(median_latency(times, 0)),
-            "adapted": _row(median_latency(times, 1)),
-            "speedup": _row(ratio(times, 0, 1)),
-            "floor": floor_of(times, 0, 2),
-            "conditions": flat_conditions(times.conditions),
-        }
-
-    row = context.journal.once("final", key, compute)
-    facts = LatencyFacts(
-        original_s=Estimate(**row["original"]),
-        adapted_s=Estimate(**row["adapted"]),
-        speedup=Estimate(**row["speedup"]),
-        noise_floor=row["floor"],
-    )
-    return facts, row["conditions"]
-
-
-def _deployed(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
-    """The file as it would be deployed: untouched but for its inputs, pinned to the shapes measured (batch 1)."""
-    for info in proto.graph.input:
-        if info.name in model.types and info.name in model.inputs:
-            set_dims(info, model.types[info.name].at_batch(1))
-    return proto
-
-
-def _row(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def _accuracy(context: Context, dataset: Dataset, final: Model) -> AccuracyFacts:
@@ -186,6 +149,24 @@ def _check_test(context: Context, accuracy: AccuracyFacts, test: Scores) -> None
         context.warn(
             f"the test data contradicts the acceptance: {accuracy.metric} changed by "
             f"{test.difference.value:+.2f} there, the tolerance is {accuracy.tolerance:.2f}"
+        )
+
+
+def _check_boards(context: Context, before: Profile, after: Profile) -> None:
+    """The latencies per operator of both models are comparable if they come from one board; the speed-up always is."""
+    first, last = (profile.conditions.get("board") for profile in (before, after))
+    if first != last:
+        context.warn(
+            f"the original was profiled on {first}, the adapted model on {last}: their latencies per operator include "
+            "the difference between the boards; the speed-up does not"
+        )
+
+
+def _check_state(context: Context, state: DeviceState | None) -> None:
+    if state is not None and state.too_hot:
+        context.warn(
+            f"the device was still too hot for the final measurement after waiting {state.waited_s:.0f} s: "
+            "what it shows is the speed of a hot device"
         )
 
 

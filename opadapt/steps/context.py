@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -15,7 +16,9 @@ from filelock import FileLock, Timeout
 from opadapt.errors import ModelError, Refused, RunError
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal, content_key
+from opadapt.measure.address import split_device
 from opadapt.measure.device import Device
+from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.opening import open_device
 from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model
@@ -28,6 +31,8 @@ from opadapt.torchgraph import build
 from opadapt.train.data import Dataset, load_data
 from opadapt.train.evaluate import predict
 from opadapt.train.metrics import make_metric
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Context:
     cache: Path
     measured_on: str
     warnings: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)  # boards of a fleet: host, and why
 
     def rng(self, *names: object) -> np.random.Generator:
         """A generator of its own for each purpose, fixed by the experiment's seed."""
@@ -79,6 +85,29 @@ class Context:
         threads = self.experiment.timing.threads
         return self.experiment.quick_timing.model_copy(update={"threads": threads})
 
+    def counted(
+        self, results: Generator[T, None, None], doing: str, known: int = 0
+    ) -> Generator[T, None, None]:
+        """The results as they come, shown as progress; ``known`` of them cost no time."""
+        with contextlib.closing(results):
+            for done, result in enumerate(results, start=1):
+                if done >= known:
+                    self.progress.advance(done, doing)
+                yield result
+
+    @property
+    def apart(self) -> bool:
+        """Whether the device measures undisturbed while this machine trains."""
+        return self.device.facts.transport != "local"
+
+    def tell_losses(self) -> None:
+        """Warn of boards that were lost since the last time."""
+        losses = self.device.losses if isinstance(self.device, FleetDevice) else ()
+        for host, reason in losses:
+            if host not in self.lost:
+                self.lost[host] = reason
+                self.warn(f"board {host} is gone, the others go on without it: {reason}")
+
     def warn(self, text: str) -> None:
         self.warnings.append(text)
         self.progress.note(text)
@@ -108,8 +137,9 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
 
 
 def _fingerprint(experiment: Experiment, original: Model, dataset: Dataset | None) -> str:
-    """What a run's recorded results stand for. Not the folder and the paths: those may move."""
-    settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model"})
+    """What a run's recorded results stand for. Not the folder, the paths and the hosts: those may move."""
+    settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model", "host"})
+    settings["device"] = split_device(experiment.device)[0]
     if settings["data"] is not None:
         settings["data"] |= {"path": None, "x": None, "y": None}
     digest = hashlib.sha256(original.proto.SerializeToString(deterministic=True))
@@ -146,7 +176,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         lock,
         contextlib.closing(Journal(folder)) as journal,
         Workers(experiment.search.workers) as workers,
-        open_device(experiment.device, experiment.timing.threads or 1) as device,
+        open_device(experiment.device, experiment.timing.threads or 1, experiment.host) as device,
     ):
         journal.fix("experiment", _fingerprint(experiment, original, dataset))
         assert original.source.original is not None
@@ -156,7 +186,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         measured_on = content_key(
             *(state.get(k) for k in ("machine", "cpu", "onnxruntime", "provider", "threads"))
         )
-        yield Context(
+        context = Context(
             experiment,
             folder,
             journal,
@@ -169,4 +199,6 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
             cache,
             measured_on,
         )
+        context.tell_losses()
+        yield context
     shutil.rmtree(cache, ignore_errors=True)

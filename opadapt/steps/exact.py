@@ -79,7 +79,7 @@ def _fastest(
     )
     timed = [
         (value, candidate)
-        for value, candidate in zip(latency(candidates), candidates, strict=True)
+        for value, candidate in zip(latency.timed(candidates), candidates, strict=True)
         if isinstance(value, float) and value < GAIN * ranked.member_s
     ]
     for latency_s, candidate in sorted(timed, key=lambda pair: pair[0]):

@@ -119,6 +119,8 @@ def explore(
         lower=_lowers,
         latency=latency,
         damage=training.probe,
+        overlap=context.apart,
+        advance=context.progress.advance,
     )
     evolution = Evolution(
         original,
@@ -158,7 +160,7 @@ def _timed_again(
 ) -> tuple[Individual, ...]:
     """The finalists with a careful latency: the fastest of many quick readings is the luckiest of them too."""
     context.progress.stage("time the finalists", len(chosen))
-    found = latency([i.candidate for i in chosen])
+    found = latency.timed([i.candidate for i in chosen])
     return tuple(
         Individual(i.candidate, Scores(value, i.scores.damage))
         for i, value in zip(chosen, found, strict=True)

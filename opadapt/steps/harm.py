@@ -15,7 +15,7 @@ from opadapt.model.regions import Region
 from opadapt.model.splice import splice
 from opadapt.steps.context import Context
 from opadapt.steps.inputs import sample
-from opadapt.steps.paid import paid_once
+from opadapt.steps.paid import Item, known, paid_once
 from opadapt.steps.workers import DamageTask, run_damage
 from opadapt.train.damage import damage, output_kind
 from opadapt.train.data import Dataset
@@ -46,16 +46,17 @@ class Harm:
 
     def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:
         """The damage of each set of replacements; infinite where the model does not run."""
-        rows = paid_once(
-            self.context,
-            "damage",
-            keys,
-            run_damage,
-            lambda i: self._task(changes[i]),
-            lambda i, harm: {"damage": harm.value if np.isfinite(harm.value) else None},
-            "compared",
-        )
+        work = [self._item(parts, key) for parts, key in zip(changes, keys, strict=True)]
+        found = paid_once(self.context, "damage", run_damage, work)
+        rows = self.context.counted(found, "compared", known(self.context, "damage", work))
         return [float("inf") if row["damage"] is None else row["damage"] - self.before for row in rows]
+
+    def _item(self, parts: Parts, key: str) -> Item:
+        return Item(
+            key,
+            lambda: self._task(parts),
+            lambda harm: {"damage": harm.value if np.isfinite(harm.value) else None},
+        )
 
     def _task(self, parts: Parts) -> DamageTask:
         changed = splice(self.model, parts)

@@ -8,19 +8,22 @@ members at once, divided by their number, shows what one of them is worth where 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
-from opadapt.errors import DeviceError, OpadaptError, Refused
+from opadapt.errors import Refused
 from opadapt.journal import content_key
-from opadapt.measure.timing import Timing, ratio
+from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model
 from opadapt.model.regions import Group
 from opadapt.model.save import at_batch
 from opadapt.model.splice import splice
 from opadapt.search.candidate import Candidate
 from opadapt.search.stages import Results
+from opadapt.steps.ahead import Begun, in_order
 from opadapt.steps.context import Context
+from opadapt.steps.timed import Hands, Readings
 
 TOGETHER = 4  # candidates timed in one request, interleaved with the model they change
 
@@ -45,63 +48,91 @@ class GroupLatency:
         self.context, self.model, self.group, self.timing = context, model, group, timing
         self.wall_s, self.member_s = wall_s, member_s
         self.base = at_batch(model, 1).SerializeToString()
+        self.base_name = hashlib.sha256(self.base).hexdigest()
         self.scope = content_key(
             context.measured_on,
             timing.model_dump(),
-            hashlib.sha256(self.base).hexdigest(),
+            self.base_name,
             [m.region.name for m in group.members],
         )
 
     def key(self, candidate: Candidate) -> str:
         return content_key(self.scope, candidate.digest)
 
-    def __call__(self, candidates: Sequence[Candidate]) -> Results:
-        """Latency of one member in seconds, or a refusal, per candidate."""
-        journal = self.context.journal
-        unknown = {self.key(c): c for c in candidates if journal.find("latency", self.key(c)) is None}
-        missing = list(unknown.values())
-        for start in range(0, len(missing), TOGETHER):
-            self._measure(missing[start : start + TOGETHER])
-            self.context.progress.advance(
-                len(candidates) - len(missing) + min(start + TOGETHER, len(missing)), "timed"
-            )
-        return [self._read(c) for c in candidates]
+    def __call__(self, candidates: Iterable[Candidate]) -> Results:
+        """Latency of one member in seconds, or a refusal, per candidate. Boards that measure apart from this machine
+        are kept busy ahead of the results that are taken."""
+        with Hands(self.context.device, self.timing, self.context.apart) as hands:
+            try:
+                yield from in_order(self._begun(candidates, hands), hands.ahead)
+            finally:
+                self.context.tell_losses()
+
+    def timed(self, candidates: Sequence[Candidate]) -> list[float | Refused]:
+        """The same, shown as progress."""
+        known = sum(self._find(self.key(c)) is not None for c in candidates)
+        return list(self.context.counted(self(candidates), "timed", known))
+
+    def _begun(
+        self, candidates: Iterable[Candidate], hands: Hands
+    ) -> Iterator[Begun[Readings, float | Refused]]:
+        """Requests of up to ``TOGETHER`` candidates that the journal does not know, each with those before them that
+        it does."""
+        asked: set[str] = set()
+        unit: list[Candidate] = []
+        unknown: list[Candidate] = []
+        for candidate in candidates:
+            unit.append(candidate)
+            key = self.key(candidate)
+            if key not in asked and self._find(key) is None:
+                asked.add(key)
+                unknown.append(candidate)
+            if len(unknown) == TOGETHER:
+                yield self._begin(unit, unknown, hands)
+                unit, unknown = [], []
+        if unit:
+            yield self._begin(unit, unknown, hands)
+
+    def _begin(
+        self, unit: Sequence[Candidate], unknown: Sequence[Candidate], hands: Hands
+    ) -> Begun[Readings, float | Refused]:
+        for candidate in unknown:
+            self.context.journal.start("latency", self.key(candidate))
+        makers = [partial(self._changed, candidate) for candidate in unknown]
+        return Begun(
+            hands.begin(self.base, makers) if unknown else None,
+            lambda readings: self._record(unknown, readings),
+            lambda: map(self._read, unit),
+        )
+
+    def _changed(self, candidate: Candidate) -> bytes:
+        changed: bytes = at_batch(spliced(self.model, self.group, candidate), 1).SerializeToString()
+        return changed
+
+    def _find(self, key: str) -> Any | None:
+        return self.context.journal.find("latency", key)
 
     def _read(self, candidate: Candidate) -> float | Refused:
-        found = self.context.journal.find("latency", self.key(candidate))
+        found = self._find(self.key(candidate))
         assert found is not None
         return Refused("latency", found["refused"]) if "refused" in found else float(found["latency_s"])
 
-    def _measure(self, candidates: Sequence[Candidate]) -> None:
-        for candidate in candidates:
-            self.context.journal.start("latency", self.key(candidate))
-        models: list[bytes] = [self.base]
-        timed: list[Candidate] = []
-        for candidate in candidates:
-            try:
-                models.append(at_batch(spliced(self.model, self.group, candidate), 1).SerializeToString())
-                timed.append(candidate)
-            except OpadaptError as error:
-                self._record(candidate, {"refused": error.message})
-        if not timed:
-            return
-        began = time.monotonic()
-        try:
-            times = self.context.device.time(models, self.timing)
-        except DeviceError as error:
-            if len(timed) > 1:  # one of them broke the measuring process: find out which
-                for candidate in timed:
-                    self._measure([candidate])
-                return
-            # is it the candidate, or the device? what fails with the base alone is no candidate's fault
-            self.context.device.time([self.base], self.timing)
-            self._record(timed[0], {"refused": error.message})
-            return
-        for i, candidate in enumerate(timed, start=1):
-            relative = ratio(times, i, 0)  # candidate over base
-            saved_s = self.wall_s * (1 - relative.value) / len(self.group.members)
-            result = {"latency_s": max(self.member_s - saved_s, 0.0), "ratio": relative.value}
-            self._record(candidate, result, (time.monotonic() - began) / len(timed))
+    def _record(self, candidates: Sequence[Candidate], readings: Readings) -> None:
+        journal = self.context.journal
+        timed = sum(isinstance(found, float) for found in readings.found)
+        for candidate, found in zip(candidates, readings.found, strict=True):
+            key = self.key(candidate)
+            if isinstance(found, str):
+                journal.finish("latency", key, {"refused": found}, 0.0)
+                continue
+            saved_s = self.wall_s * (1 - found) / len(self.group.members)
+            row = {"latency_s": max(self.member_s - saved_s, 0.0), "ratio": found}
+            journal.finish("latency", key, row, readings.seconds / timed)
+        for number, (board, base_s) in enumerate(readings.base):
+            if board is not None:
+                key = content_key(self.scope, number, *(c.digest for c in candidates))
+                journal.once("board", key, partial(_row, board, self.base_name, base_s))
 
-    def _record(self, candidate: Candidate, result: Mapping[str, object], seconds: float = 0.0) -> None:
-        self.context.journal.finish("latency", self.key(candidate), result, seconds)
+
+def _row(board: str, base: str, latency_s: float) -> dict[str, object]:
+    return {"board": board, "base": base, "latency_s": latency_s}

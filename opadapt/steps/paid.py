@@ -1,10 +1,12 @@
-"""Work for the worker processes that is paid for once: through the journal, in chunks."""
+"""Work for the worker processes that is paid for once: through the journal, begun a window ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from opadapt.steps.ahead import Begun, in_order
 from opadapt.steps.context import Context
 
 
@@ -15,27 +17,46 @@ class Timed(Protocol):
     def seconds(self) -> float: ...
 
 
+@dataclass(frozen=True)
+class Item:
+    """One piece of work: its key in the journal, how to make the task (it holds a model: made late), and how to make
+    a row of its result."""
+
+    key: str
+    task: Callable[[], Any]
+    row: Callable[[Any], Mapping[str, object]]
+
+
+def known(context: Context, stage: str, items: Iterable[Item]) -> int:
+    """How many of them the journal holds."""
+    return sum(context.journal.find(stage, item.key) is not None for item in items)
+
+
 def paid_once(
-    context: Context,
-    stage: str,
-    keys: Sequence[str],
-    work: Callable[[Any], Timed],
-    task: Callable[[int], Any],
-    row: Callable[[int, Any], Mapping[str, object]],
-    doing: str,
-) -> list[Any]:
-    """The journal's row for every key; what it lacks is computed by ``work`` on ``task(i)`` and stored as
-    ``row(i, result)``. Tasks are made a chunk at a time: each holds a model."""
+    context: Context, stage: str, work: Callable[[Any], Timed], items: Iterable[Item]
+) -> Generator[Any, None, None]:
+    """The journal's row for every item, in order; what the journal lacks is computed by ``work`` and recorded.
+
+    Items are taken as far ahead as the workers need, and each is recorded as soon as its turn has come.
+    """
     journal, workers = context.journal, context.workers
-    missing = [i for i, key in enumerate(keys) if journal.find(stage, key) is None]
-    done = len(keys) - len(missing)
-    for start in range(0, len(missing), workers.chunk):
-        chunk = missing[start : start + workers.chunk]
-        for i in chunk:
-            journal.start(stage, keys[i])
-        results = workers.map(work, [task(i) for i in chunk])
-        for i, result in zip(chunk, results, strict=True):
-            journal.finish(stage, keys[i], row(i, result), result.seconds)
-            done += 1
-            context.progress.advance(done, doing)
-    return [journal.find(stage, key) for key in keys]
+    asked: set[str] = set()
+
+    def begun() -> Iterator[Begun[Timed, Any]]:
+        for item in items:
+            future = None
+            if item.key not in asked and journal.find(stage, item.key) is None:
+                asked.add(item.key)
+                journal.start(stage, item.key)
+                future = workers.submit(work, item.task())
+
+            def record(result: Timed, item: Item = item) -> None:
+                journal.finish(stage, item.key, item.row(result), result.seconds)
+
+            def rows(item: Item = item) -> Iterator[Any]:
+                yield journal.find(stage, item.key)
+
+            yield Begun(future, record, rows)
+
+    with workers.watched():
+        yield from in_order(begun(), workers.chunk - 1)

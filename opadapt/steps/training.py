@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import onnx
 
@@ -17,7 +18,7 @@ from opadapt.search.candidate import Candidate
 from opadapt.search.stages import Results
 from opadapt.steps.activations import Activations
 from opadapt.steps.context import Context
-from opadapt.steps.paid import paid_once
+from opadapt.steps.paid import Item, known, paid_once
 from opadapt.steps.workers import DistilResult, DistilTask, run_distil
 from opadapt.train.distil import DistilConfig
 
@@ -36,31 +37,27 @@ class GroupTraining:
     def __init__(self, context: Context, group: Group, activations: Activations) -> None:
         self.context, self.group, self.activations = context, group, activations
 
-    def probe(self, candidates: Sequence[Candidate]) -> Results:
+    def probe(self, candidates: Iterable[Candidate]) -> Results:
         """Error of each candidate after a short distillation, on a few members in the middle of the group."""
         config = self.context.experiment.distil
         members = self._probed()
-        found = self._train([(c, m) for c in candidates for m in members], config)
-        results: Results = []
-        for i in range(len(candidates)):
-            mine = found[i * len(members) : (i + 1) * len(members)]
-            refused = [f for f in mine if isinstance(f, str)]
-            results.append(
-                Refused("distil", refused[0])
-                if refused
-                else sum(f["nmse"] for f in mine if not isinstance(f, str)) / len(mine)
-            )
-        return results
+        items = (self._item(c, m, config) for c in candidates for m in members)
+        with contextlib.closing(paid_once(self.context, "distil", run_distil, items)) as rows:
+            while mine := list(islice(rows, len(members))):
+                refused = [row["refused"] for row in mine if "refused" in row]
+                yield Refused("distil", refused[0]) if refused else sum(r["nmse"] for r in mine) / len(mine)
 
     def finish(self, candidates: Sequence[Candidate], steps: int) -> dict[tuple[int, int], Trained]:
         """Longer distillation of every candidate for every member; what cannot be trained is left out."""
         config = self.context.experiment.distil.model_copy(update={"steps": steps})
-        tasks = [(c, m) for c in candidates for m in range(len(self.group.members))]
-        found = self._train(tasks, config)
+        tasks = [(c, m) for c in range(len(candidates)) for m in range(len(self.group.members))]
+        items = [self._item(candidates[c], m, config) for c, m in tasks]
+        rows = paid_once(self.context, "distil", run_distil, items)
+        rows = self.context.counted(rows, "trained", known(self.context, "distil", items))
         return {
-            (candidates.index(c), m): Trained(self.context.journal.load_arrays(f["weights"]), f["nmse"])
-            for (c, m), f in zip(tasks, found, strict=True)
-            if not isinstance(f, str)
+            task: Trained(self.context.journal.load_arrays(row["weights"]), row["nmse"])
+            for task, row in zip(tasks, rows, strict=True)
+            if "refused" not in row
         }
 
     def _probed(self) -> list[int]:
@@ -72,19 +69,12 @@ class GroupTraining:
         region = self.group.members[member].region.name
         return content_key(self.activations.folder.name, region, candidate.digest, config.model_dump())
 
-    def _train(
-        self, tasks: Sequence[tuple[Candidate, int]], config: DistilConfig
-    ) -> list[dict[str, Any] | str]:
-        rows = paid_once(
-            self.context,
-            "distil",
-            [self._key(c, m, config) for c, m in tasks],
-            run_distil,
-            lambda i: self._task(*tasks[i], config),
-            lambda i, result: self._stored(tasks[i], result),
-            "trained",
+    def _item(self, candidate: Candidate, member: int, config: DistilConfig) -> Item:
+        return Item(
+            self._key(candidate, member, config),
+            lambda: self._task(candidate, member, config),
+            lambda result: self._stored(candidate, member, result),
         )
-        return [row.get("refused", row) for row in rows]
 
     def _task(self, candidate: Candidate, member: int, config: DistilConfig) -> DistilTask:
         region = self.group.members[member].region
@@ -97,10 +87,9 @@ class GroupTraining:
             self.context.seed("distil", region.name, candidate.digest),
         )
 
-    def _stored(self, task: tuple[Candidate, int], result: DistilResult) -> dict[str, object]:
+    def _stored(self, candidate: Candidate, member: int, result: DistilResult) -> dict[str, object]:
         if result.student is None:
             return {"refused": result.refused}
-        candidate, member = task
         trained = onnx.load_from_string(result.student)
         binding = raise_model(candidate.program, candidate.bindings[member], trained)
         return {"nmse": result.nmse, "weights": self.context.journal.save_arrays(binding)}

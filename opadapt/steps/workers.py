@@ -10,8 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,22 +125,26 @@ def _start() -> None:
 
 
 class Workers:
-    """A pool of spawned processes. Started at first use; results come in the order of the tasks."""
+    """A pool of spawned processes, started at first use."""
 
     def __init__(self, count: int) -> None:
         self.count = count or len(os.sched_getaffinity(0))
         self.chunk = 4 * self.count  # tasks handed over at once: their models are held in memory
         self._pool: ProcessPoolExecutor | None = None
 
-    def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-        """Lazily, in order. Raises RunError when a worker dies."""
+    def submit(self, function: Callable[[Any], Any], task: Any) -> Future[Any]:
+        """Begin a task; to be used, and its result awaited, under ``watched``."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start)
+        with _interrupts_ignored():  # a worker may be started here
+            return self._pool.submit(function, task)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raises RunError when a worker dies."""
         try:
-            with _interrupts_ignored():
-                results = self._pool.map(function, tasks)
-            yield from results
+            yield
         except BrokenProcessPool as error:
             raise RunError(
                 "a worker process died",

@@ -147,6 +147,12 @@ MISTAKES = [
     (["run", "absent.onnx"], ["absent.onnx"]),
     (["run", "net.onnx", "--data", "absent.npz"], ["no data at", "absent.npz"]),
     (["run", "net.onnx", "--device", "toaster"], ["no device 'toaster'", "local"]),
+    (["run", "net.onnx", "--device", "rpi4@a,a"], ["--device: a host is named twice"]),
+    (["run", "net.onnx", "--device", "rpi4@a", "--host", "b"], ["--host: the host is given twice"]),
+    (["run", "net.onnx", "--device", "local@a"], ["local is on this machine"]),
+    (["run", "net.onnx", "--host", "pi@10.0.0.7"], ["local is on this machine", "pi@10.0.0.7"]),
+    (["run", "net.onnx", "--device", "rpi4", "--host", "pi:hunter2@a"], ["--host: a host with a password"]),
+    (["profile", "net.onnx", "--device", "null", "--host", "a"], ["null is on this machine"]),
     (["run", "net.onnx", "--shape", "8x8"], ["--shape", "INPUT=SIZES", "found: 8x8"]),
     (["run", "net.onnx", "--shape", "x=8x"], ["--shape", "1x3x32x32", "8x"]),
     (["run", "net.onnx", "--shape", "[/x]"], ["found: [/x]"]),
@@ -223,6 +229,20 @@ def test_flags_replace_what_they_exclude(model: Path) -> None:
     for line in (f"model: {model}", f"  path: {model.parent}/d.npz", "  x: null", "  points: 0.5"):
         assert line in shown.stdout.splitlines()
     assert "  relative_percent: null" in shown.stdout
+
+
+def test_a_device_takes_the_host_of_the_files_device_with_it(model: Path) -> None:
+    """The host of a file is where its device is, not where another one is."""
+    Path("a.yaml").write_text(f"model: {model}\ndevice: rpi4\nhost: shelf\n")
+
+    def shown(*flags: str) -> set[str]:
+        return set(call("config", "show", "-c", "a.yaml", *flags).stdout.splitlines())
+
+    assert {"device: rpi4", "host: shelf"} <= shown()
+    assert {"device: rpi4", "host: pi@b"} <= shown("--host", "pi@b")
+    assert {"device: rpi5", "host: null"} <= shown("--device", "rpi5")
+    assert {"device: rpi5@c", "host: null"} <= shown("--device", "rpi5@c")
+    assert {"device: rpi5", "host: d"} <= shown("--device", "rpi5", "--host", "d")
 
 
 def test_schema_is_json() -> None:

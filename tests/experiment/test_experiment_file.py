@@ -103,6 +103,11 @@ def test_what_is_written_out_is_read_back_equal(folder: Path) -> None:
         ("model: m\ntiming: {threads: 0}", ["a.yaml:2:19:", "greater than or equal to 1"]),
         ("device: local", ["a.yaml:1:1: missing key 'model'"]),
         ("model: m\nbudget_minutes: .nan", ["a.yaml:2:17:"]),
+        ("model: m\ndevice: rpi4@a b", ["a.yaml:2:9: not a host", "[user@]host[:port]", "a b"]),
+        ("model: m\ndevice: '@a'", ["a.yaml:2:9: no device type"]),
+        ("model: m\ndevice: rpi4\nhost: pi@", ["a.yaml:3:7: not a host"]),
+        ("model: m\nhost: b\ndevice: rpi4@a", ["a.yaml:2:7: the host is given twice", "leave out one"]),
+        ("model: m\nhost: 7", ["a.yaml:2:7:", "'host'"]),
     ],
 )
 def test_mistakes_have_a_place(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -111,6 +116,32 @@ def test_mistakes_have_a_place(tmp_path: Path, text: str, parts: list[str]) -> N
         load_experiment(tmp_path / "a.yaml")
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ("rpi4", "rpi4"),
+        ("rpi4@pi@a,b", "rpi4@pi@a,b"),
+        ("boards/mine.yaml@pi@a,b", "{folder}/configs/boards/mine.yaml@pi@a,b"),
+        ("/boards/mine.yml@a", "/boards/mine.yml@a"),
+    ],
+)
+def test_a_device_file_is_found_from_the_experiment_and_keeps_its_hosts(
+    folder: Path, given: str, resolved: str
+) -> None:
+    (folder / "configs" / "b.yaml").write_text(f"model: m\ndevice: {given}\n")
+    experiment = load_experiment(folder / "configs" / "b.yaml")
+    assert experiment.device == resolved.format(folder=folder)
+    (folder / "again.yaml").write_text(dump(experiment))
+    assert load_experiment(folder / "again.yaml") == experiment
+
+
+@pytest.mark.parametrize("device", ["rpi4", "rpi4@pi@10.0.0.7,b", "/boards/rpi4.yaml@a"])
+def test_a_run_is_named_after_the_type_of_its_device(folder: Path, device: str) -> None:
+    flags = [Override(("model",), "net.onnx", "MODEL"), Override(("device",), device, "--device")]
+    _, made = create_run(load_experiment(None, flags))
+    assert made == folder / "here" / "runs" / "net-rpi4"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opadapt.measure.device import Device, load_facts
+from opadapt.measure.device import Device
+from opadapt.measure.facts import load_facts
+from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.null import NullDevice
@@ -72,12 +74,16 @@ def lock_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lock")
 
 
-@pytest.fixture(scope="module", params=["null", "local"])
+@pytest.fixture(scope="module", params=["null", "local", "fleet of null", "fleet of local"])
 def device(request: pytest.FixtureRequest, lock_folder: Path) -> Iterator[Device]:
-    facts = load_facts(request.param)
-    if request.param == "null":
-        made: Device = NullDevice(facts, 1)
-    else:
-        made = LocalDevice(facts, 1, lock=MeasuringLock(lock_folder))
+    kind = request.param.removeprefix("fleet of ")
+    facts = load_facts(kind)
+
+    def one() -> Device:
+        if kind == "null":
+            return NullDevice(facts, 1)
+        return LocalDevice(facts, 1, lock=MeasuringLock(lock_folder))
+
+    made = one() if kind == request.param else FleetDevice(facts, ("a", "b"), (one(), one()))
     with made as opened:
         yield opened

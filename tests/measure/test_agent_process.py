@@ -17,7 +17,7 @@ import pytest
 
 from opadapt.errors import DeviceError
 from opadapt.measure.agent import block_order
-from opadapt.measure.device import load_facts
+from opadapt.measure.facts import load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.timing import Timing
@@ -139,6 +139,20 @@ def test_nothing_is_left_when_stdin_closes_in_the_middle_of_work(bench: Bench, m
     thread.join(20)
     assert len(raised) == 1 and isinstance(raised[0], DeviceError)
     wait_for(lambda: not alive(child) and not alive(pid) and not folder.exists())
+
+
+def test_onnxruntime_leaves_nothing_in_the_home_folder(
+    tmp_path: Path, model: bytes, quick: Timing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    bench = Bench(MeasuringLock(tmp_path))
+    with bench.device as device:
+        device.time([model], quick)
+    assert list(home.rglob("*")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -11,7 +11,7 @@ import pytest
 from onnx import GraphProto, TensorProto, helper
 
 from opadapt.measure.attribute import REORDERS, attribute
-from opadapt.measure.device import load_facts
+from opadapt.measure.facts import load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.profile import profile

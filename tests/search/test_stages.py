@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from programs import block_candidate
@@ -22,12 +22,13 @@ BATCH = list(seeds(ORIGINAL, load_space(), 0))[:6]
 class Counting:
     """A stage that remembers what it was asked and answers from a list."""
 
-    def __init__(self, answers: Results) -> None:
+    def __init__(self, answers: Sequence[float | Refused]) -> None:
         self.answers, self.asked = answers, 0
 
-    def __call__(self, candidates: Sequence[Candidate]) -> Results:
-        self.asked += len(candidates)
-        return self.answers[: len(candidates)]
+    def __call__(self, candidates: Iterable[Candidate]) -> Results:
+        for _ in candidates:
+            self.asked += 1
+            yield self.answers[self.asked - 1]
 
 
 def stages(latency: Counting, damage: Counting, config: SearchConfig | None = None) -> Stages:

@@ -1,4 +1,4 @@
-"""Workers: results in order, gone with their parent, a dead one is an error that says what to do."""
+"""Workers: gone with their parent, a dead one is an error that says what to do."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def die(x: int) -> int:
     return x
 
 
-def test_results_come_in_the_order_of_the_tasks() -> None:
-    with Workers(2) as workers:
-        assert list(workers.map(double, list(range(9)))) == [2 * x for x in range(9)]
+def test_each_task_has_its_own_result() -> None:
+    with Workers(2) as workers, workers.watched():
+        begun = [workers.submit(double, x) for x in range(9)]
+        assert [future.result() for future in begun] == [2 * x for x in range(9)]
 
 
 def test_a_dead_worker_is_reported() -> None:
-    with Workers(1) as workers, pytest.raises(RunError, match="worker process died"):
-        list(workers.map(die, [1]))
+    with Workers(1) as workers, pytest.raises(RunError, match="worker process died"), workers.watched():
+        workers.submit(die, 1).result()
 
 
 def alive(pid: int) -> bool:
@@ -49,7 +50,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         "import os, sys, time; from opadapt.steps.workers import Workers\n"
         "def pid(_): time.sleep(0.2); return os.getpid()\n"
         "if __name__ == '__main__':\n"
-        "    w = Workers(2); print(*set(w.map(pid, range(6))), flush=True); time.sleep(60)\n"
+        "    w = Workers(2); f = [w.submit(pid, i) for i in range(6)]; print(*{x.result() for x in f}, flush=True); time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

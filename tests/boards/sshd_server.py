@@ -1,0 +1,274 @@
+"""A real OpenSSH server on loopback as a board, and a wire to it that can be cut.
+
+The server has its own host key, its own authorized keys and, by ``SetEnv``, its own home folder: nothing of the
+user's is touched. The client's side is a home folder with ``.ssh`` in it. Processes are ended by their ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from opadapt.measure.facts import Facts, load_facts
+
+SSHD = "/usr/sbin/sshd"
+CACHE = Path(".cache/opadapt")
+ALIAS = "board"
+
+
+def why_not() -> str | None:
+    """Why no server can be started here, None if one can."""
+    missing = [tool for tool in (SSHD, "ssh-keygen") if shutil.which(tool) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed (apt-get install openssh-server)"
+    if os.getuid() == 0:  # where sshd separates its privileges; its packages make it at boot
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    return None
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited too long for: {what}"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def make_key(path: Path) -> str:
+    """A key pair; the public key's line."""
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return path.with_suffix(".pub").read_text().strip()
+
+
+class Sshd:
+    """One board: ``home`` is its user's, ``client`` the home folder of whoever connects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home, self.client = folder, folder / "home", folder / "client"
+        self.home.mkdir(parents=True)
+        (self.client / ".ssh").mkdir(parents=True)
+        self.port = free_port()
+        self.host_key = make_key(folder / "host_key")
+        (folder / "authorized_keys").write_text(make_key(self.client / ".ssh/id_ed25519") + "\n")
+        self.lock = folder / "board.lock"
+        self._write_python()
+        self._write_config()
+        self.trust(self.port)
+        self.reach(self.port)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def cache(self) -> Path:
+        return self.home / CACHE
+
+    def facts(self) -> Facts:
+        """A device type that fits this machine."""
+        changes = {"transport": "ssh", "host": ALIAS, "python": str(self.python)}
+        return load_facts("local").model_copy(update=changes)
+
+    def _write_python(self) -> None:
+        """The board's interpreter: this one, its lock the test's own instead of the machine's."""
+        self.python = self.folder / "python"
+        self.python.write_text(
+            "#!/bin/sh\n"
+            f'case " $* " in *" --token "*) set -- "$@" --board-lock "{self.lock}";; esac\n'
+            f'exec "{sys.executable}" "$@"\n'
+        )
+        self.python.chmod(0o755)
+
+    def _write_config(self) -> None:
+        lines = {
+            "Port": self.port,
+            "ListenAddress": "127.0.0.1",
+            "HostKey": self.folder / "host_key",
+            "AuthorizedKeysFile": self.folder / "authorized_keys",
+            "SetEnv": f"HOME={self.home}",
+            "Subsystem": "sftp internal-sftp",
+            "PermitRootLogin": "prohibit-password",
+            "PasswordAuthentication": "no",
+            "KbdInteractiveAuthentication": "no",
+            "UsePAM": "no",
+            "StrictModes": "no",
+            "PidFile": "none",
+            "PrintMotd": "no",
+            "PrintLastLog": "no",
+            "MaxStartups": "100",
+        }
+        (self.folder / "sshd_config").write_text("".join(f"{k} {v}\n" for k, v in lines.items()))
+
+    def trust(self, port: int, key: str | None = None) -> None:
+        """Let the client know this key, or the server's, for a port."""
+        with (self.client / ".ssh/known_hosts").open("a") as file:
+            file.write(f"[127.0.0.1]:{port} {key or self.host_key}\n")
+
+    def reach(self, port: int) -> None:
+        """Let the alias lead to a port."""
+        lines = (
+            f"Host {ALIAS}",
+            "  HostName 127.0.0.1",
+            f"  Port {port}",
+            f"  User {getpass.getuser()}",
+            "  IdentityFile ~/.ssh/id_ed25519",
+        )
+        (self.client / ".ssh/config").write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        log = self.folder / "sshd.log"
+        command = [SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(log)]
+        self._process = subprocess.Popen(command, start_new_session=True)
+
+        def listens() -> bool:
+            assert self._process is not None and self._process.poll() is None, log.read_text()
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        wait_for(listens, "sshd")
+
+    def stop(self) -> None:
+        """End the server and the connections that it holds; what they started is left to itself."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        ours = [pid for pid in descendants(process.pid) if command_line(pid)[:1] == ["sshd:"]]
+        process.terminate()
+        process.wait(30)
+        for pid in ours:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def agents(self) -> list[int]:
+        """Process ids of agents and their children on this board."""
+        return [pid for pid in processes() if any(str(self.cache) in part for part in command_line(pid))]
+
+    def left(self) -> list[str]:
+        """Everything below the board's home but the agent's file, which is meant to stay."""
+        found = [path for path in self.home.rglob("*") if path not in (self.cache, *self.cache.parents)]
+        meant = [path for path in found if path.name == "sessions" or path.match("agent-*.py")]
+        return [str(path) for path in found if path not in meant or (path.is_dir() and any(path.iterdir()))]
+
+    def wait_until_clean(self, seconds: float = 60.0) -> None:
+        """No process and no stray file is left on the board."""
+        end = time.monotonic() + seconds
+        while self.agents() or self.left():
+            assert time.monotonic() < end, f"left on the board: {self.agents()} {self.left()}"
+            time.sleep(0.02)
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace(" ", "\0").split("\0")
+    except OSError:
+        return []
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [int(child) for child in children] + [d for child in children for d in descendants(int(child))]
+
+
+class Wire:
+    """TCP from a port of its own to a server, counting, and cut or silenced when the test says so."""
+
+    def __init__(self, target: int) -> None:
+        self.sent = 0  # bytes from the client to the server
+        self._target = target
+        self._cut_at: int | None = None
+        self._flow = threading.Event()
+        self._silenced: list[threading.Event] = []
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listening: socket.socket | None = None
+        self.port = free_port()
+        self.mend()
+
+    def mend(self) -> None:
+        """Accept connections."""
+        listening = socket.create_server(("127.0.0.1", self.port))
+        self._listening = listening
+        threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
+
+    def cut(self, for_good: bool = False) -> None:
+        """Break all connections; ``for_good`` refuses new ones, too."""
+        with self._lock:
+            if for_good and self._listening is not None:
+                with contextlib.suppress(OSError):
+                    self._listening.shutdown(socket.SHUT_RDWR)
+                self._listening.close()
+                self._listening = None
+            for end in self._open:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+            self._open.clear()
+
+    def cut_after(self, size: int) -> None:
+        """Break the connections when the client has sent so many bytes more; once."""
+        self._cut_at = self.sent + size
+
+    def silence(self) -> None:
+        """Let nothing more through the connections that there are; both ends still believe in them."""
+        self._silenced.append(self._flow)
+        self._flow = threading.Event()
+
+    def silence_new(self) -> None:
+        """Let nothing through the connections that are still to come, either."""
+        self._silenced.append(self._flow)
+
+    def close(self) -> None:
+        self.cut(for_good=True)
+        for flow in self._silenced:
+            flow.set()
+
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listening.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                with self._lock:
+                    if self._listening is not listening:
+                        near.close(), far.close()
+                        return
+                    self._open.update((near, far))
+                for source, sink in ((near, far), (far, near)):
+                    ways = (source, sink, sink is far, self._flow)
+                    threading.Thread(target=self._pump, args=ways, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, counted: bool, flow: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 14):
+                if flow in self._silenced:
+                    flow.wait()
+                    return
+                if counted:
+                    self.sent += len(data)
+                    if self._cut_at is not None and self.sent >= self._cut_at:
+                        self._cut_at = None
+                        self.cut()
+                        return
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
