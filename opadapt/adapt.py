@@ -50,7 +50,7 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
             harm = Harm(context, dataset, model)
             offered = offers(context, explored, activations, harm)
             # one program per region jointly, the whole model fine-tuned, accepted only within tolerance
-            assembled = assemble(context, dataset, model, profile.wall.value, offered, aim, number, harm)
+            assembled = assemble(context, dataset, model, profile.wall.value, offered, aim, number)
             history.add(explored, assembled)
             if assembled.accepted is None:
                 break

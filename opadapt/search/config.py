@@ -65,10 +65,5 @@ class SearchConfig(BaseModel):
         description="without a target: how many times the tolerance a model may lose before it is fine-tuned; the "
         "fastest such selection is tried first",
     )
-    company_rounds: int = Field(
-        2,
-        ge=0,
-        description="times the joint choice is corrected by the damage of replacements next to each other",
-    )
     max_attempts: int = Field(3, ge=1, description="selections fine-tuned per round before giving up")
     workers: int = Field(0, ge=0, description="worker processes for distillation (0: one per core)")

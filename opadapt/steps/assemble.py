@@ -14,11 +14,9 @@ from opadapt.measure.timing import Estimate
 from opadapt.model.graph import Model
 from opadapt.report.data import Attempt, TrainingPoint
 from opadapt.search.select import most_saving
-from opadapt.steps.company import settled
 from opadapt.steps.context import Context
-from opadapt.steps.harm import Harm
 from opadapt.steps.offer import Offer
-from opadapt.steps.students import Student, first_goal
+from opadapt.steps.students import Student, calibrated, first_goal
 from opadapt.steps.tuning import compare, metric_of, points, tune, weights, with_weights
 from opadapt.train.accept import Verdict
 from opadapt.train.data import Dataset
@@ -53,7 +51,6 @@ def assemble(
     offers: Mapping[str, Offer],
     aim: float | None,
     round_: int,
-    harm: Harm,
 ) -> Assembled:
     """From the most ambitious aim down: the first selection that holds the tolerance after fine-tuning.
 
@@ -72,7 +69,7 @@ def assemble(
             break
         number = len(attempts) + 1
         try:
-            student = settled(context, harm, model, wall_s, offers, goal)
+            student = calibrated(context, model, wall_s, offers, goal)
         except Refused as refusal:
             attempts.append(_attempt(round_, number, goal, None, None, refusal.reason))
             goal = min(_less(goal), 1 + (reachable - 1) * 0.95)
