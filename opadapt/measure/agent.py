@@ -213,6 +213,7 @@ class Board:
         self.retries = settings.get("max_retries", 0)
         self.signs = [SIGNS[source["kind"]] for source in self.thermal if source["kind"] in SIGNS]
         self.seen: list[tuple[int, ...]] | None = None
+        self.watched = any(self._read())
         self.discarded, self.waited_s, self.too_hot = 0, 0.0, False
         cores = set(settings.get("pin_cores") or ())
         self.pinned = sorted(cores) if len(cores) >= threads else None
@@ -221,6 +222,7 @@ class Board:
 
     def conditions(self) -> dict[str, Any]:
         return {
+            "throttling_watched": self.watched,
             "discarded_blocks": self.discarded,
             "waited_s": round(self.waited_s, 1),
             "too_hot": self.too_hot,
