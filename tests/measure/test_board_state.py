@@ -140,7 +140,7 @@ def test_the_report_understands_what_the_agent_tells(sysfs: FakeSysfs, model: by
     assert state is not None
     assert state.temperature_c == (50, 50) and state.clock_mhz == pytest.approx((1500.398464, 1500.398464))
     assert (state.governor, state.throttled, state.pinned) == ("ondemand", ("0x50000",) * 2, (CORE,))
-    assert (state.discarded_blocks, state.waited_s, state.too_hot) == (0, 0, False)
+    assert (state.discarded_blocks, state.waited_s, state.too_hot) == (0, 0, False) and state.watched
 
 
 def test_throttling_of_the_past_is_none_of_this_measurement(
@@ -263,6 +263,7 @@ def test_a_device_that_tells_nothing_is_measured_all_the_same(
         found = device.time([model], quick).conditions
     assert found["before"]["temperature_c"] == {} and found["before"]["throttled"] is None
     assert (found["discarded_blocks"], found["waited_s"], found["pinned"]) == (0, 0, None)
+    assert not found["throttling_watched"]
 
 
 def test_what_the_facts_say_is_sent_and_waiting_is_no_measuring_time(model: bytes, quick: Timing) -> None:
