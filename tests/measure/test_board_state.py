@@ -105,11 +105,11 @@ def test_a_board_between_the_marks_does_not_wait(sysfs: FakeSysfs, model: bytes,
 
 def test_a_board_that_stays_hot_waits_once_and_says_so(sysfs: FakeSysfs, model: bytes, quick: Timing) -> None:
     sysfs.zone(0, "cpu-thermal", 85)
-    cool = Cool(start_above_c=70, resume_below_c=60, wait_s=0.4)
+    cool = Cool(start_above_c=70, resume_below_c=60, wait_s=1)
     with board(sysfs, thermal=(CPU_ZONE,), cool=cool) as device:
         found = device.time([model, model], quick)
     assert found.latency_s.shape == (2, quick.blocks)
-    assert 0.4 <= found.conditions["waited_s"] < 0.4 * quick.blocks  # once for all blocks, not for each
+    assert 1 <= found.conditions["waited_s"] < quick.blocks  # once for all 12 blocks, not for each
     assert found.conditions["too_hot"]
 
 
