@@ -34,7 +34,8 @@ def _agents(transport: str) -> Callable[[Facts, int, Hosts], Device]:
 
     def make(facts: Facts, threads: int, hosts: Hosts) -> Device:
         make_transport = _imported(transport)
-        boards = [AgentDevice(facts, make_transport(host, facts), threads) for host in hosts]
+        # no host: the one phone that is plugged in
+        boards = [AgentDevice(facts, make_transport(host, facts), threads) for host in hosts or ("",)]
         if len(boards) == 1:
             return boards[0]
         fleet: Device = _imported("opadapt.measure.fleet:FleetDevice")(facts, hosts, boards)
@@ -43,17 +44,12 @@ def _agents(transport: str) -> Callable[[Facts, int, Hosts], Device]:
     return make
 
 
-def _adb(facts: Facts, threads: int, hosts: Hosts) -> Device:
-    device: Device = _imported("opadapt.measure.adb:open_adb")(facts, threads, hosts)
-    return device
-
-
 KINDS: Mapping[str, Callable[[Facts, int, Hosts], Device]] = MappingProxyType(
     {
         "null": _null,
         "local": _local,
         "ssh": _agents("opadapt.measure.ssh.transport:SshTransport"),
-        "adb": _adb,
+        "adb": _agents("opadapt.measure.adb.transport:AdbTransport"),
     }
 )
 HERE = ("null", "local")  # transports without a host
