@@ -182,8 +182,15 @@ def conditions(thermal: list[dict[str, Any]]) -> dict[str, Any]:
         "clock_mhz": [value / 1000 for value in clocks if value is not None],
         "firmware_clock_mhz": int(hertz) / 1e6 if hertz.isdigit() else None,
         "throttled": _throttled(),
-        "load_average": list(os.getloadavg()),
+        "load_average": _load(),
     }
+
+
+def _load() -> list[float]:
+    """Empty where it may not be read, as on Android."""
+    with contextlib.suppress(OSError, AttributeError):
+        return list(os.getloadavg())
+    return []
 
 
 class _Fault(Exception):
@@ -770,6 +777,11 @@ def _sweep(sessions: Path, mine: Path) -> None:
                 part.unlink()
 
 
+def lock_place(shared: Path = BOARD_LOCK) -> Path:
+    """Where a board's lock lies: beside this file on Android, which has no /tmp, and each app for a user."""
+    return shared if shared.parent.is_dir() else HERE.with_name("board.lock")
+
+
 class BoardLock:
     """One host measures on a board at a time: flock(2), which the kernel takes back when its holder dies.
 
@@ -1035,7 +1047,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The measuring agent of opadapt: speaks JSON lines.")
     parser.add_argument("--token", help="name of the session, whose files outlive a broken connection")
     parser.add_argument("--linger", type=float, default=0.0, help="seconds that they do")
-    parser.add_argument("--board-lock", type=Path, nargs="?", const=BOARD_LOCK, help="measure alone there")
+    parser.add_argument("--board-lock", type=Path, nargs="?", const=lock_place(), help="measure alone there")
     parser.add_argument("--who", default="somebody", help="what others are told about who has the lock")
     options = parser.parse_args(arguments)
     _when_told(_go)
