@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TOOLS = ("cat", "kill", "ls", "mkdir", "mv", "rm", "sh", "sleep")
+# of Android 9 (AOSP, external/toybox): no getconf, no Python
+TOOLS = tuple("cat df dirname grep id kill ls mkdir mv rm sed sh sleep sort tail tr uname".split())
 FEATURES = "cmd,shell_v2,stat_v2"
 UNAUTHORIZED = "device unauthorized.\nThis adb server's $ADB_VENDOR_KEYS is not set"
 
