@@ -11,13 +11,14 @@ from typing import Any
 
 from opadapt.errors import ConfigError, DeviceError
 from opadapt.measure.address import Address
-from opadapt.measure.board import Board, board_of
+from opadapt.measure.check.board import Board, board_of
+from opadapt.measure.check.finding import Case, Finding
+from opadapt.measure.check.install import install
+from opadapt.measure.check.judge import judge, usable
+from opadapt.measure.check.probe import LocalRunner, Sender, probe
 from opadapt.measure.device import Device
 from opadapt.measure.facts import Facts
-from opadapt.measure.inspection import Case, Finding, judge, usable
-from opadapt.measure.install import install
 from opadapt.measure.opening import open_device
-from opadapt.measure.probe import LocalRunner, Sender, probe
 from opadapt.measure.timing import Timing, floor_of, median_latency
 from opadapt.model.load import load
 from opadapt.model.save import at_batch
@@ -78,7 +79,16 @@ def _over_ssh(host: str | None) -> Iterator[Reached]:
         connection.close()
 
 
-REACH: Mapping[str, Callable[[str | None], Any]] = MappingProxyType({"local": _here, "ssh": _over_ssh})
+@contextmanager
+def _over_adb(host: str | None) -> Iterator[Reached]:
+    from opadapt.measure.adb.connection import Connection
+
+    yield Reached(Connection(host))
+
+
+REACH: Mapping[str, Callable[[str | None], Any]] = MappingProxyType(
+    {"local": _here, "ssh": _over_ssh, "adb": _over_adb}
+)
 
 
 @contextmanager
@@ -98,6 +108,10 @@ def look(reached: Reached, facts: Facts) -> Board:
     """What the board says. Raises DeviceError."""
     if facts.transport == "local":
         return board_of(probe(reached.sender, sys.executable, own=False))
+    if facts.transport == "adb":
+        from opadapt.measure.adb.transport import FOLDER
+
+        return board_of(probe(reached.sender, facts.python, own=False, cache=FOLDER))
     return board_of(probe(reached.sender, facts.python))
 
 
@@ -114,7 +128,7 @@ def check(kind: str, facts: Facts, host: str | None, note: Note, installing: boo
             if facts.transport == "local"
             else None,
         )
-    note(f"ask {host or 'this machine'}")
+    note(f"ask {host or facts.name}")
     with reach(facts, host) as reached:
         board = look(reached, facts)
         if installing:
