@@ -15,6 +15,7 @@ from opadapt.measure.address import Address, parse_device
 from opadapt.measure.agent_device import AgentDevice
 from opadapt.measure.device import Device
 from opadapt.measure.facts import Facts, load_facts
+from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.null import NullDevice
 
@@ -36,10 +37,7 @@ def _agents(transport: str) -> Callable[[Facts, int, Hosts], Device]:
         make_transport = _imported(transport)
         # no host: the one phone that is plugged in
         boards = [AgentDevice(facts, make_transport(host, facts), threads) for host in hosts or ("",)]
-        if len(boards) == 1:
-            return boards[0]
-        fleet: Device = _imported("opadapt.measure.fleet:FleetDevice")(facts, hosts, boards)
-        return fleet
+        return boards[0] if len(boards) == 1 else FleetDevice(facts, hosts, boards)
 
     return make
 
