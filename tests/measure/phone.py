@@ -23,7 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # of Android 9 (AOSP, external/toybox): no getconf, no Python
-TOOLS = tuple("cat df dirname grep id kill ls mkdir mv rm sed sh sleep sort tail tr uname".split())
+TOOLS = (
+    *("cat", "df", "dirname", "grep", "id", "kill", "ls", "mkdir", "mv"),
+    *("rm", "sed", "sh", "sleep", "sort", "tail", "tr", "uname"),
+)
 FEATURES = "cmd,shell_v2,stat_v2"
 UNAUTHORIZED = "device unauthorized.\nThis adb server's $ADB_VENDOR_KEYS is not set"
 
