@@ -67,6 +67,7 @@ _PAUSE_S = 1.0  # after throttling where no temperature is set: doubled at every
 _POLL_S = 0.1  # between two looks at the temperature while the board cools down
 _SAMPLE_S = 0.01  # between two readings of the power; the sensors convert once in 1 to 140 ms
 _LEAD_S = 0.2  # what runs before an energy block: sensors average over the time before a reading
+_FULL_BYTES = 1 << 16  # a disk with less room is full
 _STAGE = Path("stage")  # in the child's folder: the mark of what it was at, which outlives a crash
 
 
@@ -648,9 +649,10 @@ ACTIONS = {**_NAMES, "time": _do_time, "profile": _do_profile, "run": _do_run}
 
 
 def _kind(error: Exception) -> str:
-    """What kind of trouble an exception is; onnxruntime's own tell it in their text alone."""
+    """What kind of trouble an exception is; onnxruntime's own tell it in their text, or, of a full disk, not at all
+    ("Protobuf serialization failed"): its working directory tells."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if getattr(error, "errno", None) in full or "No space left" in str(error):
+    if getattr(error, "errno", None) in full or shutil.disk_usage(".").free < _FULL_BYTES:
         return "space"
     return "memory" if isinstance(error, MemoryError) or "alloc" in str(error) else "exception"
 

@@ -56,6 +56,7 @@ class AgentDevice:
         self.threads = threads
         self._transport = transport
         self._hello: dict[str, Any] | None = None
+        self._was_there = False
         self._sent = Sent()
         host = getattr(transport, "host", None)
         self._label = f"{facts.name}@{host}" if host else facts.name
@@ -83,7 +84,9 @@ class AgentDevice:
                     return work()
                 except LostDevice as lost:
                     if lost.given_up or not left:
-                        lost.do = lost.do or "see that the board is on; a run goes on with `opadapt resume`"
+                        if self._was_there:
+                            hint = lost.do or "see that the board is on and in the network"
+                            lost.do = f"{hint}; the run goes on with `opadapt resume`"
                         raise
         raise AssertionError("unreachable")
 
@@ -92,6 +95,7 @@ class AgentDevice:
         known = self._hello
         if known is None:
             known = self._hello = self._started()
+            self._was_there = True
             self._sent.start(known.get("files", {}))
         return known
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from boards.sshd_server import ALIAS, served
 from onnx import TensorProto, helper, numpy_helper
 from phone import FakeAdbServer, Phone
 
@@ -20,6 +21,7 @@ from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.null import NullDevice
+from opadapt.measure.ssh.transport import SshTransport
 from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model, Source
 
@@ -78,12 +80,13 @@ def lock_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lock")
 
 
-@pytest.fixture(scope="module", params=["null", "local", "fleet of null", "fleet of local", "adb"])
+@pytest.fixture(scope="module", params=["null", "local", "fleet of null", "fleet of local", "adb", "ssh"])
 def device(
     request: pytest.FixtureRequest, lock_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Device]:
-    if request.param == "adb":
-        yield from _over_adb(tmp_path_factory.mktemp("phone"))
+    others = {"adb": _over_adb, "ssh": _over_ssh}
+    if request.param in others:
+        yield from others[request.param](tmp_path_factory.mktemp(request.param))
         return
     kind = request.param.removeprefix("fleet of ")
     facts = load_facts(kind)
@@ -96,6 +99,13 @@ def device(
     made = one() if kind == request.param else FleetDevice(facts, ("a", "b"), (one(), one()))
     with made as opened:
         yield opened
+
+
+def _over_ssh(folder: Path) -> Iterator[Device]:
+    with served(folder / "board") as server:
+        with AgentDevice(server.facts(), SshTransport(ALIAS, server.facts()), 1) as opened:
+            yield opened
+        server.wait_until_clean()
 
 
 def _over_adb(folder: Path) -> Iterator[Device]:
