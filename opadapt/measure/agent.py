@@ -651,9 +651,11 @@ ACTIONS = {**_NAMES, "time": _do_time, "profile": _do_profile, "run": _do_run}
 def _kind(error: Exception) -> str:
     """What kind of trouble an exception is; onnxruntime's own tell it in their text, or, of a full disk, not at all
     ("Protobuf serialization failed"): its working directory tells."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if getattr(error, "errno", None) in full or shutil.disk_usage(".").free < _FULL_BYTES:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "space"
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(".").free < _FULL_BYTES:
+            return "space"
     return "memory" if isinstance(error, MemoryError) or "alloc" in str(error) else "exception"
 
 
@@ -735,8 +737,12 @@ def _take_session(folder: Path) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = _lock(folder / _HELD)
         if file is not None:
-            os.ftruncate(file, 0)
-            os.write(file, str(os.getpid()).encode())
+            try:
+                os.ftruncate(file, 0)
+                os.write(file, str(os.getpid()).encode())
+            except OSError as problem:  # a full disk: nothing is to stay of the attempt
+                shutil.rmtree(folder, ignore_errors=True)
+                raise OSError(problem.errno, problem.strerror, str(folder)) from problem
             return file
         late = time.monotonic() > deadline
         if late and time.monotonic() > 2 * _PATIENCE_S + deadline:
