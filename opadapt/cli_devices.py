@@ -58,7 +58,7 @@ def check_device(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
 ) -> None:
     """Connect to a board and tell whether it is fit to measure on; exit code 2 if it is not."""
-    from opadapt.measure.checkup import check
+    from opadapt.measure.check.checkup import check
     from opadapt.measure.opening import find_device
     from opadapt.report.devices import print_checkup, write_checkups
 
@@ -87,15 +87,15 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write NAME.yaml from what a board tells about itself."""
-    from opadapt.measure.checkup import look, reach
-    from opadapt.measure.device_file import base_of, check_name, device_file, write_device_file
+    from opadapt.measure.check.checkup import look, reach
+    from opadapt.measure.check.device_file import base_of, check_name, device_file, write_device_file
 
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml").expanduser()
     check_name(path.stem)
     if path.exists() and not force:  # asked before the board is: nothing is to be lost, and no time
         write_device_file("", path, force=False)
     kind, facts, place = _described(address, host, path.stem)
-    _note(f"ask {place or 'this machine'}")
+    _note(f"ask {place or kind}")
     with reach(facts, place) as reached:
         board = look(reached, facts)
     text = device_file(

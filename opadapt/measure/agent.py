@@ -67,6 +67,7 @@ _PAUSE_S = 1.0  # after throttling where no temperature is set: doubled at every
 _POLL_S = 0.1  # between two looks at the temperature while the board cools down
 _SAMPLE_S = 0.01  # between two readings of the power; the sensors convert once in 1 to 140 ms
 _LEAD_S = 0.2  # what runs before an energy block: sensors average over the time before a reading
+_FULL_BYTES = 1 << 16  # a disk with less room is full
 _STAGE = Path("stage")  # in the child's folder: the mark of what it was at, which outlives a crash
 
 
@@ -182,8 +183,15 @@ def conditions(thermal: list[dict[str, Any]]) -> dict[str, Any]:
         "clock_mhz": [value / 1000 for value in clocks if value is not None],
         "firmware_clock_mhz": int(hertz) / 1e6 if hertz.isdigit() else None,
         "throttled": _throttled(),
-        "load_average": list(os.getloadavg()),
+        "load_average": _load(),
     }
+
+
+def _load() -> list[float]:
+    """Empty where it may not be read, as on Android."""
+    with contextlib.suppress(OSError, AttributeError):
+        return list(os.getloadavg())
+    return []
 
 
 class _Fault(Exception):
@@ -213,6 +221,7 @@ class Board:
         self.retries = settings.get("max_retries", 0)
         self.signs = [SIGNS[source["kind"]] for source in self.thermal if source["kind"] in SIGNS]
         self.seen: list[tuple[int, ...]] | None = None
+        self.watched = any(self._read())
         self.discarded, self.waited_s, self.too_hot = 0, 0.0, False
         cores = set(settings.get("pin_cores") or ())
         self.pinned = sorted(cores) if len(cores) >= threads else None
@@ -221,6 +230,7 @@ class Board:
 
     def conditions(self) -> dict[str, Any]:
         return {
+            "throttling_watched": self.watched,
             "discarded_blocks": self.discarded,
             "waited_s": round(self.waited_s, 1),
             "too_hot": self.too_hot,
@@ -639,10 +649,13 @@ ACTIONS = {**_NAMES, "time": _do_time, "profile": _do_profile, "run": _do_run}
 
 
 def _kind(error: Exception) -> str:
-    """What kind of trouble an exception is; onnxruntime's own tell it in their text alone."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if getattr(error, "errno", None) in full or "No space left" in str(error):
+    """What kind of trouble an exception is; onnxruntime's own tell it in their text, or, of a full disk, not at all
+    ("Protobuf serialization failed"): its working directory tells."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "space"
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(".").free < _FULL_BYTES:
+            return "space"
     return "memory" if isinstance(error, MemoryError) or "alloc" in str(error) else "exception"
 
 
@@ -724,8 +737,12 @@ def _take_session(folder: Path) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = _lock(folder / _HELD)
         if file is not None:
-            os.ftruncate(file, 0)
-            os.write(file, str(os.getpid()).encode())
+            try:
+                os.ftruncate(file, 0)
+                os.write(file, str(os.getpid()).encode())
+            except OSError as problem:  # a full disk: nothing is to stay of the attempt
+                shutil.rmtree(folder, ignore_errors=True)
+                raise OSError(problem.errno, problem.strerror, str(folder)) from problem
             return file
         late = time.monotonic() > deadline
         if late and time.monotonic() > 2 * _PATIENCE_S + deadline:
@@ -766,6 +783,11 @@ def _sweep(sessions: Path, mine: Path) -> None:
         for part in sessions.parent.glob("agent-*.part"):
             if time.time() - part.stat().st_mtime > _STALE_S:
                 part.unlink()
+
+
+def lock_place(shared: Path = BOARD_LOCK) -> Path:
+    """Where a board's lock lies: beside this file on Android, which has no /tmp, and each app for a user."""
+    return shared if shared.parent.is_dir() else HERE.with_name("board.lock")
 
 
 class BoardLock:
@@ -1033,7 +1055,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The measuring agent of opadapt: speaks JSON lines.")
     parser.add_argument("--token", help="name of the session, whose files outlive a broken connection")
     parser.add_argument("--linger", type=float, default=0.0, help="seconds that they do")
-    parser.add_argument("--board-lock", type=Path, nargs="?", const=BOARD_LOCK, help="measure alone there")
+    parser.add_argument("--board-lock", type=Path, nargs="?", const=lock_place(), help="measure alone there")
     parser.add_argument("--who", default="somebody", help="what others are told about who has the lock")
     options = parser.parse_args(arguments)
     _when_told(_go)

@@ -56,6 +56,7 @@ class AgentDevice:
         self.threads = threads
         self._transport = transport
         self._hello: dict[str, Any] | None = None
+        self._was_there = False
         self._sent = Sent()
         host = getattr(transport, "host", None)
         self._label = f"{facts.name}@{host}" if host else facts.name
@@ -83,7 +84,9 @@ class AgentDevice:
                     return work()
                 except LostDevice as lost:
                     if lost.given_up or not left:
-                        lost.do = lost.do or "see that the board is on; a run goes on with `opadapt resume`"
+                        if self._was_there:
+                            hint = lost.do or "see that the board is on and in the network"
+                            lost.do = f"{hint}; the run goes on with `opadapt resume`"
                         raise
         raise AssertionError("unreachable")
 
@@ -92,6 +95,7 @@ class AgentDevice:
         known = self._hello
         if known is None:
             known = self._hello = self._started()
+            self._was_there = True
             self._sent.start(known.get("files", {}))
         return known
 
@@ -147,7 +151,7 @@ class AgentDevice:
             request = {"do": "profile", "model": paths[0], **self._how(timing)}
             answer = self._ask(request, self._limit_s(timing))
             kernels = tuple(Kernel(k["name"], k["op_type"], k["latency_s"]) for k in answer["kernels"])
-            optimized = self._transport.get(answer["optimized"])
+            optimized = self._get(answer["optimized"])
             return RawProfile(kernels, optimized, _block_times(answer["times"]))
 
         return self._with_files([model], work)
@@ -159,7 +163,7 @@ class AgentDevice:
         def work(paths: list[str]) -> dict[str, NDArrayAny]:
             request = {"do": "run", "model": paths[0], "feeds": paths[1], "names": list(feeds)}
             answer = self._ask({**request, "threads": self.threads}, self.facts.timeout_s)
-            with np.load(io.BytesIO(self._transport.get(answer["outputs"])), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(self._get(answer["outputs"])), allow_pickle=False) as arrays:
                 return {name: arrays[f"a{i}"] for i, name in enumerate(answer["names"])}
 
         return self._with_files([model, packed.getvalue()], work)
@@ -194,7 +198,7 @@ class AgentDevice:
         try:
             for name, data in files.items():
                 if not self._sent.has(name):
-                    self._transport.put(data, f"{folder}/{name}")
+                    self._put(data, f"{folder}/{name}")
                 self._sent.put(name, len(data))
             yield folder
         finally:
@@ -203,6 +207,23 @@ class AgentDevice:
                 paths = [f"{folder}/{name}" for name in {**dict.fromkeys(gone), **files}]
                 keep = [f"{folder}/{name}" for name in files if name not in gone]
                 self._ask({"do": "forget", "paths": paths, "keep": keep}, GRACE_S)
+
+    def _put(self, data: bytes, path: str) -> None:
+        with self._noticing():
+            self._transport.put(data, path)
+
+    def _get(self, path: str) -> bytes:
+        with self._noticing():
+            return self._transport.get(path)
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """When the connection goes, the agent is gone, too: the next request starts another."""
+        try:
+            yield
+        except LostDevice:
+            self._hello = None
+            raise
 
     def _ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         try:

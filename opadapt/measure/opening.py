@@ -15,6 +15,7 @@ from opadapt.measure.address import Address, parse_device
 from opadapt.measure.agent_device import AgentDevice
 from opadapt.measure.device import Device
 from opadapt.measure.facts import Facts, load_facts
+from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.null import NullDevice
 
@@ -34,18 +35,11 @@ def _agents(transport: str) -> Callable[[Facts, int, Hosts], Device]:
 
     def make(facts: Facts, threads: int, hosts: Hosts) -> Device:
         make_transport = _imported(transport)
-        boards = [AgentDevice(facts, make_transport(host, facts), threads) for host in hosts]
-        if len(boards) == 1:
-            return boards[0]
-        fleet: Device = _imported("opadapt.measure.fleet:FleetDevice")(facts, hosts, boards)
-        return fleet
+        # no host: the one phone that is plugged in
+        boards = [AgentDevice(facts, make_transport(host, facts), threads) for host in hosts or ("",)]
+        return boards[0] if len(boards) == 1 else FleetDevice(facts, hosts, boards)
 
     return make
-
-
-def _adb(facts: Facts, threads: int, hosts: Hosts) -> Device:
-    device: Device = _imported("opadapt.measure.adb:open_adb")(facts, threads, hosts)
-    return device
 
 
 KINDS: Mapping[str, Callable[[Facts, int, Hosts], Device]] = MappingProxyType(
@@ -53,7 +47,7 @@ KINDS: Mapping[str, Callable[[Facts, int, Hosts], Device]] = MappingProxyType(
         "null": _null,
         "local": _local,
         "ssh": _agents("opadapt.measure.ssh.transport:SshTransport"),
-        "adb": _adb,
+        "adb": _agents("opadapt.measure.adb.transport:AdbTransport"),
     }
 )
 HERE = ("null", "local")  # transports without a host

@@ -61,6 +61,7 @@ class DeviceState(_Part):
     throttled: tuple[str | None, str | None] = Field(
         description="the Raspberry Pi's word of flags, or how often an x86 processor was throttled"
     )
+    watched: bool = Field(description="whether throttling would have been noticed")
     discarded_blocks: int = Field(ge=0, description="blocks measured under throttling and repeated")
     waited_s: float = Field(ge=0, description="seconds spent cooling down")
     too_hot: bool = Field(description="whether it was still too hot when the time for that was over")

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from opadapt.errors import ConfigError, RunError
-from opadapt.measure.checkup import Checkup
+from opadapt.measure.check.checkup import Checkup
 from opadapt.measure.facts import Facts, load_facts
 from opadapt.report.printable import printable
 from opadapt.report.terminal import shown, table

@@ -22,6 +22,7 @@ def state_of(conditions: Mapping[str, Any]) -> DeviceState | None:
         clock_mhz=(_clock_mhz(before), _clock_mhz(after)),
         governor=after.get("governor"),
         throttled=(before.get("throttled"), after.get("throttled")),
+        watched=conditions.get("throttling_watched", False),
         discarded_blocks=conditions.get("discarded_blocks", 0),
         waited_s=float(conditions.get("waited_s", 0)),
         too_hot=conditions.get("too_hot", False),
@@ -81,8 +82,8 @@ def _state_lines(state: DeviceState) -> Iterator[str]:
         yield f"device: {told}"
     if state.discarded_blocks:
         yield f"throttling: {state.discarded_blocks} block(s) thrown away and repeated"
-    elif state.throttled != (None, None):
-        yield "throttling: none while it was measured"
+    else:
+        yield f"throttling: {'none while it was measured' if state.watched else 'the device does not tell'}"
     if state.waited_s:
         yield f"waited {seconds(state.waited_s)} to cool down" + (
             ", and it was still hot" if state.too_hot else ""

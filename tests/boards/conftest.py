@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from boards.sshd_server import ALIAS, Sshd, Wire, why_not
+from boards.sshd_server import ALIAS, Sshd, Wire, served
 from onnx import TensorProto, helper, numpy_helper
 
 from opadapt.measure.agent_device import AgentDevice
@@ -20,17 +20,10 @@ MakeModel = Callable[..., bytes]
 
 
 @pytest.fixture
-def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+def sshd(tmp_path: Path) -> Iterator[Sshd]:
     """A board that the alias ``board`` leads to, for a user whose home is ``sshd.client``."""
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    server = Sshd(tmp_path / "board")
-    monkeypatch.setenv("HOME", str(server.client))
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    server.start()
-    yield server
-    server.stop()
+    with served(tmp_path / "board") as server:
+        yield server
 
 
 @pytest.fixture

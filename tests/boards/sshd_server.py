@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -16,8 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from opadapt.measure.facts import Facts, load_facts
 
@@ -36,7 +39,7 @@ def why_not() -> str | None:
     return None
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited too long for: {what}"
@@ -54,6 +57,24 @@ def make_key(path: Path) -> str:
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path.with_suffix(".pub").read_text().strip()
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Sshd]:
+    """A board that the alias ``board`` leads to; HOME is its client's meanwhile. Skips the test where there can be
+    none."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    server = Sshd(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(server.client))
+        patch.delenv("SSH_AUTH_SOCK", raising=False)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 class Sshd:
@@ -162,7 +183,7 @@ class Sshd:
         meant = [path for path in found if path.name == "sessions" or path.match("agent-*.py")]
         return [str(path) for path in found if path not in meant or (path.is_dir() and any(path.iterdir()))]
 
-    def wait_until_clean(self, seconds: float = 60.0) -> None:
+    def wait_until_clean(self, seconds: float = 180.0) -> None:
         """No process and no stray file is left on the board."""
         end = time.monotonic() + seconds
         while self.agents() or self.left():
@@ -192,8 +213,9 @@ def descendants(pid: int) -> list[int]:
 class Wire:
     """TCP from a port of its own to a server, counting, and cut or silenced when the test says so."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, delay_s: float = 0.0) -> None:
         self.sent = 0  # bytes from the client to the server
+        self._delay_s = delay_s  # of every byte, each way
         self._target = target
         self._cut_at: int | None = None
         self._flow = threading.Event()
@@ -257,6 +279,9 @@ class Wire:
                     threading.Thread(target=self._pump, args=ways, daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, counted: bool, flow: threading.Event) -> None:
+        late: queue.Queue[tuple[float, bytes]] = queue.Queue()
+        if self._delay_s:
+            threading.Thread(target=_delayed, args=(late, sink), daemon=True).start()
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 14):
                 if flow in self._silenced:
@@ -268,7 +293,22 @@ class Wire:
                         self._cut_at = None
                         self.cut()
                         return
-                sink.sendall(data)
+                if self._delay_s:
+                    late.put((time.monotonic() + self._delay_s, data))
+                else:
+                    sink.sendall(data)
+        late.put((0.0, b""))
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def _delayed(late: queue.Queue[tuple[float, bytes]], sink: socket.socket) -> None:
+    """Send what comes when it is due, up to an empty piece."""
+    with contextlib.suppress(OSError):
+        while True:
+            due, data = late.get()
+            if not data:
+                return
+            time.sleep(max(0.0, due - time.monotonic()))
+            sink.sendall(data)

@@ -8,14 +8,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from boards.sshd_server import ALIAS, served
 from onnx import TensorProto, helper, numpy_helper
+from phone import FakeAdbServer, Phone
 
+from opadapt.measure.adb.server import AdbServer
+from opadapt.measure.adb.transport import AdbTransport
+from opadapt.measure.agent_device import AgentDevice
 from opadapt.measure.device import Device
 from opadapt.measure.facts import load_facts
 from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.null import NullDevice
+from opadapt.measure.ssh.transport import SshTransport
 from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model, Source
 
@@ -74,8 +80,14 @@ def lock_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lock")
 
 
-@pytest.fixture(scope="module", params=["null", "local", "fleet of null", "fleet of local"])
-def device(request: pytest.FixtureRequest, lock_folder: Path) -> Iterator[Device]:
+@pytest.fixture(scope="module", params=["null", "local", "fleet of null", "fleet of local", "adb", "ssh"])
+def device(
+    request: pytest.FixtureRequest, lock_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Device]:
+    others = {"adb": _over_adb, "ssh": _over_ssh}
+    if request.param in others:
+        yield from others[request.param](tmp_path_factory.mktemp(request.param))
+        return
     kind = request.param.removeprefix("fleet of ")
     facts = load_facts(kind)
 
@@ -87,3 +99,21 @@ def device(request: pytest.FixtureRequest, lock_folder: Path) -> Iterator[Device
     made = one() if kind == request.param else FleetDevice(facts, ("a", "b"), (one(), one()))
     with made as opened:
         yield opened
+
+
+def _over_ssh(folder: Path) -> Iterator[Device]:
+    with served(folder / "board") as server:
+        with AgentDevice(server.facts(), SshTransport(ALIAS, server.facts()), 1) as opened:
+            yield opened
+        server.wait_until_clean()
+
+
+def _over_adb(folder: Path) -> Iterator[Device]:
+    """A pretended phone that is as quick as this machine, behind a pretended adb server."""
+    facts = load_facts("redmi-note-7s").model_copy(update={"arch": "host", "pin_cores": ()})
+    server = FakeAdbServer()
+    server.phones["0123ABCD"] = phone = Phone(folder)
+    with server.running():
+        adb = AdbServer("127.0.0.1", server.port)
+        with AgentDevice(facts, AdbTransport("", facts, adb, str(phone.storage)), 1) as opened:
+            yield opened

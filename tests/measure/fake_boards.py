@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from opadapt.measure.probe import Done, LocalRunner
+from opadapt.measure.check.probe import Done, LocalRunner
 
-TOOLS = ("sh", "sed", "tr", "grep", "sort", "tail", "dirname", "cat", "sleep")
+TOOLS = ("sh", "sed", "tr", "grep", "sort", "tail", "cat", "sleep")
 CPU = "sys/devices/system/cpu"
 
 

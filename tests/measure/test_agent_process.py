@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from opadapt.errors import DeviceError
+from opadapt.measure import agent
 from opadapt.measure.agent import block_order
 from opadapt.measure.facts import load_facts
 from opadapt.measure.local import LocalDevice
@@ -245,3 +246,15 @@ def test_block_order() -> None:
         pair = block_order(models, 2)
         places = [sum(i for i, m in enumerate(pair) if m == model) for model in range(models)]
         assert len(set(places)) == 1
+
+
+def test_android_tells_no_load_and_has_no_shared_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused() -> tuple[float, float, float]:
+        raise PermissionError(13, "Permission denied", "/proc/loadavg")
+
+    monkeypatch.setattr(os, "getloadavg", refused)
+    assert agent.conditions([])["load_average"] == []
+    assert agent.lock_place(tmp_path / "lock") == tmp_path / "lock"
+    assert agent.lock_place(tmp_path / "tmp/lock") == AGENT.with_name("board.lock")

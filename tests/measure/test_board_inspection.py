@@ -12,10 +12,12 @@ import pytest
 from fake_boards import GOOD, FakeBoard, alpine, hot_pi, jetson, pi4, python, without_python
 
 from opadapt.errors import DeviceError
-from opadapt.measure.board import Board, board_of, wheel_platforms
+from opadapt.measure.check.board import Board, board_of, wheel_platforms
+from opadapt.measure.check.finding import Case, Finding
+from opadapt.measure.check.judge import CHECKS, judge, usable
+from opadapt.measure.check.probe import Done, LocalRunner, parse, probe
+from opadapt.measure.check.state import FLAGS, decode
 from opadapt.measure.facts import load_facts
-from opadapt.measure.inspection import CHECKS, FLAGS, Case, Finding, decode, judge, usable
-from opadapt.measure.probe import Done, LocalRunner, parse, probe
 
 RPI4 = load_facts("rpi4")
 
@@ -204,7 +206,9 @@ def test_room(tmp_path: Path, free: float, verdict: str) -> None:
 
 
 def test_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    told = parse("machine\taarch64\nhome\t/home/pi\nuser\tpi\nreadonly\t/home/pi/.cache\n")
+    told = parse(
+        "machine\taarch64\nhome\t/home/pi\ncache\t/home/pi/.cache/opadapt\nuser\tpi\nreadonly\t/home/pi/.cache\n"
+    )
     found = findings(board_of(told))["disk"]
     assert found.verdict == "bad" and found.found == "~/.cache/opadapt cannot be written"
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from opadapt.errors import DeviceError
-from opadapt.measure.board import Board, board_of
+from opadapt.measure.check.board import Board, board_of
+from opadapt.measure.check.install import fetch, install, pip_download
+from opadapt.measure.check.probe import Done, LocalRunner, probe
 from opadapt.measure.facts import BadVersion, Facts
-from opadapt.measure.install import fetch, install, pip_download
-from opadapt.measure.probe import Done, LocalRunner, probe
 
 HOST = metadata.version("onnxruntime")
 PLATFORM = "manylinux2014_aarch64"

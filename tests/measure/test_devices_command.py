@@ -18,14 +18,15 @@ from typer.testing import CliRunner
 
 from opadapt.cli import app
 from opadapt.errors import DeviceError
-from opadapt.measure import checkup
-from opadapt.measure.board import board_of
-from opadapt.measure.checkup import Checkup, Reached, noise
-from opadapt.measure.device_file import base_of, device_file
+from opadapt.measure.check import checkup
+from opadapt.measure.check.board import board_of
+from opadapt.measure.check.checkup import Checkup, Reached, noise
+from opadapt.measure.check.device_file import base_of, device_file
+from opadapt.measure.check.finding import Case, Finding
+from opadapt.measure.check.judge import judge
+from opadapt.measure.check.probe import probe
 from opadapt.measure.facts import Facts, load_facts
-from opadapt.measure.inspection import Case, Finding, judge
 from opadapt.measure.null import NullDevice
-from opadapt.measure.probe import probe
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.report.devices import print_checkup
 from opadapt.yamlfile import parse_yaml, validate

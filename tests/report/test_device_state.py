@@ -75,8 +75,9 @@ def test_lines(sample: Report, changes: dict[str, Any], expected: str) -> None:
 
 
 def test_a_silent_board_claims_no_absence_of_throttling(sample: Report) -> None:
-    changed = with_state(sample, discarded_blocks=0, throttled=(None, None), waited_s=0.0)
-    assert not any("throttling" in line or "waited" in line for line in state.lines(changed))
+    changed = with_state(sample, discarded_blocks=0, watched=False, waited_s=0.0)
+    lines = list(state.lines(changed))
+    assert "throttling: the device does not tell" in lines and not any("waited" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from opadapt.report import charts, wording
-from opadapt.report.data import OperatorCost, Report, TrainingPoint, read_json
+from opadapt.report.data import BoardFacts, OperatorCost, Report, TrainingPoint, read_json
 from opadapt.report.html import render_html, write_html
 from opadapt.report.terminal import print_report
 
@@ -66,6 +66,22 @@ def test_a_run_without_result_says_so(sample: Report) -> None:
     for text in (_terminal(_empty(sample)), render_html(_empty(sample))):
         assert "Nothing was replaced" in text
         assert "only exact replacements were allowed" in text
+
+
+def test_boards_of_a_fleet_are_compared(sample: Report) -> None:
+    boards = (
+        BoardFacts(host="a", requests=7, latency_s=0.00123, relative=0.98, dropped=None),
+        BoardFacts(host="pi@b:2222", requests=1, latency_s=0.00131, relative=1.044, dropped=None),
+        BoardFacts(host=EVIL, requests=0, latency_s=None, relative=None, dropped="no answer for 15 s"),
+    )
+    device = sample.device.model_copy(update={"conditions": {"board": "pi@b:2222"}})
+    report = sample.model_copy(update={"boards": boards, "device": device})
+    text, page = _terminal(report), render_html(report)
+    assert max(map(len, text.splitlines())) <= 80
+    for shown in ("3 boards", "1.23 ms", "-2.0 %", "+4.4 %", "compared on pi@b:2222"):
+        assert shown in text and (shown in page or shown == "3 boards")
+    assert "no answer" in text and "no answer for 15 s" in page and EVIL not in page
+    assert "boards" not in _terminal(sample) and "<h2>Boards" not in render_html(sample)
 
 
 class _Tags(HTMLParser):

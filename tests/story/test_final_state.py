@@ -26,6 +26,7 @@ STATE = {
         "governor": "ondemand",
         "throttled": "0x50000",
     },
+    "throttling_watched": True,
     "discarded_blocks": 2,
     "waited_s": 31.5,
     "too_hot": True,
@@ -65,7 +66,7 @@ def test_state_and_energy_reach_the_report(tmp_path: Path, sensitive: list[bool]
     assert state is not None and energy is not None
     assert state.temperature_c == (61.5, 55.0) and state.clock_mhz == (1500.0, 1400.4)
     assert (state.governor, state.throttled) == ("ondemand", ("0x0", "0x50000"))
-    assert (state.discarded_blocks, state.waited_s, state.pinned) == (2, 31.5, (2, 3))
+    assert (state.discarded_blocks, state.waited_s, state.pinned) == (2, 31.5, (2, 3)) and state.watched
     assert (energy.original_j, energy.adapted_j, energy.source) == (4e-3, 1e-3, "ina226 channel 1")
     assert energy.noise_floor == pytest.approx(0.25)
     assert any("too hot" in text and "32 s" in text for text in report.warnings)

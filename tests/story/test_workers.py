@@ -50,7 +50,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         "import os, sys, time; from opadapt.steps.workers import Workers\n"
         "def pid(_): time.sleep(0.2); return os.getpid()\n"
         "if __name__ == '__main__':\n"
-        "    w = Workers(2); f = [w.submit(pid, i) for i in range(6)]; print(*{x.result() for x in f}, flush=True); time.sleep(60)\n"
+        "    w = Workers(2); begun = [w.submit(pid, i) for i in range(6)]\n"
+        "    print(*{one.result() for one in begun}, flush=True); time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -23,7 +23,7 @@ from opadapt.measure.ssh.trust import GLOBAL_FILES, USER_FILES, Trusted, refusal
 KEEPALIVE_S = 10.0  # a connection that is silent for three times that is lost
 KEEPALIVE_COUNT = 3
 MAX_JUMPS = 8
-_SWITCHED_ON = "see that it is on and in the network; a run goes on later with `opadapt resume`"
+_SWITCHED_ON = "see that it is on and in the network"
 
 
 async def log_in(host: str, timeout_s: float) -> asyncssh.SSHClientConnection:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import threading
 from collections.abc import Coroutine
 from typing import TypeVar
 
 T = TypeVar("T")
+
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a connection that broke
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None

@@ -11,19 +11,21 @@ from typing import Any
 
 from opadapt.errors import ConfigError, DeviceError
 from opadapt.measure.address import Address
-from opadapt.measure.board import Board, board_of
+from opadapt.measure.check.board import Board, board_of
+from opadapt.measure.check.finding import Case, Finding
+from opadapt.measure.check.install import install
+from opadapt.measure.check.judge import judge, usable
+from opadapt.measure.check.probe import LocalRunner, Sender, probe
 from opadapt.measure.device import Device
 from opadapt.measure.facts import Facts
-from opadapt.measure.inspection import Case, Finding, judge, usable
-from opadapt.measure.install import install
 from opadapt.measure.opening import open_device
-from opadapt.measure.probe import LocalRunner, Sender, probe
 from opadapt.measure.timing import Timing, floor_of, median_latency
 from opadapt.model.load import load
 from opadapt.model.save import at_batch
 from opadapt.resources import shipped
 
 MODEL = "quickstart/fashion_cnn.onnx"
+TIMING = Timing(min_runs=2)  # as runs measure, but for boards where 5 runs take much longer than a block
 NOISY = 0.03  # the same model on the same Raspberry Pi 4 read 3 % apart on different days
 Note = Callable[[str], None]
 
@@ -78,7 +80,16 @@ def _over_ssh(host: str | None) -> Iterator[Reached]:
         connection.close()
 
 
-REACH: Mapping[str, Callable[[str | None], Any]] = MappingProxyType({"local": _here, "ssh": _over_ssh})
+@contextmanager
+def _over_adb(host: str | None) -> Iterator[Reached]:
+    from opadapt.measure.adb.connection import Connection
+
+    yield Reached(Connection(host))
+
+
+REACH: Mapping[str, Callable[[str | None], Any]] = MappingProxyType(
+    {"local": _here, "ssh": _over_ssh, "adb": _over_adb}
+)
 
 
 @contextmanager
@@ -98,6 +109,10 @@ def look(reached: Reached, facts: Facts) -> Board:
     """What the board says. Raises DeviceError."""
     if facts.transport == "local":
         return board_of(probe(reached.sender, sys.executable, own=False))
+    if facts.transport == "adb":
+        from opadapt.measure.adb.transport import FOLDER
+
+        return board_of(probe(reached.sender, facts.python, own=False, cache=FOLDER))
     return board_of(probe(reached.sender, facts.python))
 
 
@@ -114,7 +129,7 @@ def check(kind: str, facts: Facts, host: str | None, note: Note, installing: boo
             if facts.transport == "local"
             else None,
         )
-    note(f"ask {host or 'this machine'}")
+    note(f"ask {host or facts.name}")
     with reach(facts, host) as reached:
         board = look(reached, facts)
         if installing:
@@ -147,7 +162,7 @@ def noise_on(kind: str, host: str | None) -> Finding:
 def noise(device: Device, timing: Timing | None = None) -> Finding:
     """The shipped model in two sessions, blocks alternating: how far apart they read. Raises DeviceError."""
     model = at_batch(load(shipped("configs", MODEL)), 1).SerializeToString()
-    times = device.time([model, model], timing or Timing())
+    times = device.time([model, model], timing or TIMING)
     floor = floor_of(times)
     found = f"{100 * floor:.1f} % between two sessions of one model of {median_latency(times, 0).value * 1e3:.3g} ms"
     discarded = times.conditions.get("discarded_blocks") or 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opadapt.errors import ConfigError, RunError
-from opadapt.measure.board import Board, wheel_platforms
+from opadapt.measure.check.board import Board, wheel_platforms
 from opadapt.measure.facts import Facts, known_devices, load_facts
 from opadapt.yamlfile import parse_yaml, validate, write_yaml
 
@@ -92,7 +92,7 @@ def facts_of(board: Board, name: str, transport: str, host: str | None, base: Fa
         yield "caches", sizes, f"/sys/devices/system/cpu/cpu0/cache, in KiB{shared}"
     if board.glibc is not None:
         yield "triple", f"{board.machine}-linux-gnu", "uname -m, and a system with glibc"
-    if transport == "ssh":
+    if transport != "local":
         yield from _wheels(board, base)
     if thermal := list(_thermal(board)):
         yield "thermal", thermal, "sensors of the processor below /sys/class, and what tells throttling"

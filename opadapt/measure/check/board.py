@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
 from typing import Literal
 
+from opadapt.measure.check.probe import Told
 from opadapt.measure.facts import Caches, Facts, Thermal
-from opadapt.measure.probe import CACHE, Told
 
 CPU = "/sys/devices/system/cpu"
 NOT_HEAT = "PMIC-Die"  # a Jetson's zone of that type says 100 degrees whatever happens
@@ -63,6 +62,7 @@ class Board:
     model: str | None
     user: str
     home: str
+    cache: str  # where opadapt keeps things there
     bits: int | None  # of the programs: 32 on a 64-bit kernel with a 32-bit system
     glibc: tuple[int, int] | None
     cores: int | None
@@ -87,10 +87,6 @@ class Board:
     def python(self) -> Interpreter | None:
         """The interpreter that measures: the one that ``--install`` set up, or else the board's own."""
         return self.venv or self.base
-
-    @property
-    def cache(self) -> str:
-        return str(PurePosixPath(self.home, CACHE))
 
     def at_home(self, path: str) -> str:
         """A path as the user writes it: ``~`` for the home folder."""
@@ -134,6 +130,7 @@ def board_of(told: Told) -> Board:
         model=told.line("model") or _cpuinfo(told, "model name") or _cpuinfo(told, "Hardware"),
         user=told.line("user") or "",
         home=told.line("home") or "",
+        cache=told.line("cache") or "",
         bits=_int(told.line("bits")),
         glibc=(int(libc[1]), int(libc[2])) if libc else None,
         cores=online or _int(told.line("cores")),

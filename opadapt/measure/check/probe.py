@@ -85,13 +85,14 @@ class Told:
         return next(iter(self.lines.get(key, ())), None)
 
 
-def probe(runner: Runner, python: str = "python3", own: bool = True, root: str = "") -> Told:
+def probe(runner: Runner, python: str = "python3", own: bool = True, cache: str = "", root: str = "") -> Told:
     """Ask a board. ``python``: its base interpreter. ``own``: look at the environment that ``--install`` makes
-    too. ``root``: the folder that stands for ``/``, for tests.
+    too. ``cache``: where opadapt keeps things there, if not below the home folder. ``root``: the folder that
+    stands for ``/``, for tests.
 
     Raises DeviceError when the board cannot be reached or has no POSIX shell.
     """
-    command = ["sh", "-s", "--", root, python, "venv" if own else ""]
+    command = ["sh", "-s", "--", root, python, "venv" if own else "", cache]
     done = runner.run(command, input=SCRIPT.encode(), timeout_s=TIMEOUT_S)
     text = done.stdout.decode(errors="replace")
     if "end\t" not in text:
@@ -157,7 +158,7 @@ SCRIPT = f"""main() {{
 root=$1
 python=$2
 own=$3
-cache=$HOME/{CACHE}
+cache=${{4:-$HOME/{CACHE}}}
 say() {{ printf '%s\\t%s\\n' "$1" "$2"; }}
 lines() {{ while IFS= read -r line || [ -n "$line" ]; do say "$1" "$line"; done; }}
 file() {{
@@ -171,16 +172,22 @@ say machine "$(uname -m)"
 say system "$(uname -s) $(uname -r)"
 say user "$(id -un)"
 say home "$HOME"
+say cache "$cache"
 say libc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
 say bits "$(getconf LONG_BIT 2>/dev/null)"
 say cores "$(getconf _NPROCESSORS_ONLN 2>/dev/null)"
+if command -v getprop >/dev/null 2>&1; then
+    say os "Android $(getprop ro.build.version.release)"
+    say model "$(getprop ro.product.model)"
+fi
 sed -n 's/^PRETTY_NAME="*\\([^"]*\\)"*$/\\1/p' "$root/etc/os-release" 2>/dev/null | lines os
 tr -d '\\000' <"$root/proc/device-tree/model" 2>/dev/null | lines model
 grep -E '^(model name|Features|flags|CPU implementer|CPU part|Hardware)[[:space:]]*:' \\
     "$root/proc/cpuinfo" 2>/dev/null | tr '\\t' ' ' | sort -u | lines cpuinfo
 grep -E '^Mem(Total|Available):' "$root/proc/meminfo" 2>/dev/null | lines memory
 folder=$cache
-while [ ! -d "$folder" ] && [ "$folder" != / ]; do folder=$(dirname "$folder"); done
+while [ -n "$folder" ] && [ ! -d "$folder" ]; do folder=${{folder%/*}}; done
+folder=${{folder:-/}}
 df -Pk "$folder" 2>/dev/null | tail -n 1 | lines disk
 if [ ! -w "$folder" ]; then say readonly "$folder"; fi
 cpu=$root/sys/devices/system/cpu

@@ -20,10 +20,10 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from opadapt.errors import DeviceError
-from opadapt.measure.board import Board, Interpreter, wheel_platforms
+from opadapt.measure.check.board import Board, Interpreter, wheel_platforms
+from opadapt.measure.check.probe import Sender
+from opadapt.measure.check.software import PYTHONS
 from opadapt.measure.facts import Facts
-from opadapt.measure.inspection import PYTHONS
-from opadapt.measure.probe import Sender
 
 DOWNLOAD_TIMEOUT_S = 1800.0
 COMMAND_TIMEOUT_S = 900.0  # unpacking 100 MB onto a slow SD card, and the first import, which compiles
