@@ -20,7 +20,7 @@ class FinetuneConfig(BaseModel):
     epochs: int | None = Field(10, ge=0, description="passes over the training data")
     minutes: float | None = Field(None, gt=0, description="wall time, evaluation included")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: Nesterov momentum 0.9")
-    learning_rate: float = Field(0.02, gt=0, description="largest rate, reached after the warm-up")
+    learning_rate: float = Field(0.05, gt=0, description="largest rate, reached after the warm-up")
     warmup_fraction: float = Field(0.03, ge=0, lt=1, description="share of the budget with a rising rate")
     weight_decay: float = Field(1e-4, ge=0, description="of weights with two axes or more")
     batch: int = Field(128, ge=1, description="samples per step")

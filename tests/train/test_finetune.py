@@ -278,7 +278,7 @@ def test_a_real_network_recovers_from_a_disturbed_branch(tmp_path, shared_models
     value = numpy_helper.to_array(target)
     noise = np.random.default_rng(0).permutation(value.reshape(-1)).reshape(value.shape)
     target.CopyFrom(numpy_helper.from_array(noise, target.name))
-    config = FinetuneConfig(epochs=4, batch=32, learning_rate=0.01, threads=1)
+    config = FinetuneConfig(epochs=4, batch=32, learning_rate=0.05, threads=1)
     result = finetune(broken, model.proto, data, config, tmp_path, metric=AGREEMENT)
     assert result.history[0].metric < 0.6
     assert result.metric > result.history[0].metric + 0.2
