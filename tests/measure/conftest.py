@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from boards.emulated import TYPE, taken
 from boards.sshd_server import ALIAS, served
 from onnx import TensorProto, helper, numpy_helper
 from phone import FakeAdbServer, Phone
@@ -21,6 +22,7 @@ from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
 from opadapt.measure.null import NullDevice
+from opadapt.measure.opening import open_device
 from opadapt.measure.ssh.transport import SshTransport
 from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model, Source
@@ -29,7 +31,7 @@ from opadapt.model.graph import Model, Source
 @pytest.fixture(scope="session")
 def quick() -> Timing:
     """As short as a measurement may be."""
-    return Timing(blocks=6, min_block_s=0.003, min_runs=3, warmup_s=0.005, profile_s=0.02, timeout_s=60)
+    return Timing(blocks=6, min_block_s=0.003, min_runs=3, warmup_s=0.005, profile_s=0.02, timeout_s=300)
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +82,14 @@ def lock_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lock")
 
 
-@pytest.fixture(scope="module", params=["null", "local", "fleet of null", "fleet of local", "adb", "ssh"])
+KINDS = ["null", "local", "fleet of null", "fleet of local", "adb", "ssh"]
+
+
+@pytest.fixture(scope="module", params=[*KINDS, pytest.param("emulated", marks=pytest.mark.slow)])
 def device(
     request: pytest.FixtureRequest, lock_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Device]:
-    others = {"adb": _over_adb, "ssh": _over_ssh}
+    others = {"adb": _over_adb, "ssh": _over_ssh, "emulated": _on_emulated_board}
     if request.param in others:
         yield from others[request.param](tmp_path_factory.mktemp(request.param))
         return
@@ -106,6 +111,12 @@ def _over_ssh(folder: Path) -> Iterator[Device]:
         with AgentDevice(server.facts(), SshTransport(ALIAS, server.facts()), 1) as opened:
             yield opened
         server.wait_until_clean()
+
+
+def _on_emulated_board(folder: Path) -> Iterator[Device]:
+    """A real aarch64 onnxruntime and a real SSH server, where such a board runs."""
+    with taken() as (alias,), open_device(f"{TYPE}@{alias}") as opened:
+        yield opened
 
 
 def _over_adb(folder: Path) -> Iterator[Device]:

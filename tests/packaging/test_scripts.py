@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["scripts/quickstart", "scripts/test", "scripts/check", ".ci/run"]
+COMMANDS = ["scripts/quickstart", "scripts/test", "scripts/check", "scripts/emulated_board", ".ci/run"]
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "scripts/_env.sh"])
+@pytest.mark.parametrize("name", [*COMMANDS, "scripts/_env.sh", ".ci/boards.sh"])
 def test_is_valid_bash(name: str) -> None:
     done = subprocess.run(["bash", "-n", ROOT / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -66,3 +66,36 @@ def test_a_ready_environment_is_left_alone(tmp_path: Path) -> None:
     (venv / ".opadapt-dev").write_text("of another pyproject.toml\n")
     done = bash("ensure_environment dev")
     assert done.returncode == 1 and "called" in done.stderr
+
+
+def test_ci_goes_on_without_emulated_boards_where_there_can_be_none(tmp_path: Path) -> None:
+    """Here for want of root: the reason is told, the tests are told nothing of boards, and nothing is built."""
+    (tmp_path / "id").write_text("#!/bin/sh\n[ $1 = -u ] && echo 1000 || echo somebody\n")
+    (tmp_path / "id").chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "OPADAPT_BOARD": f"{tmp_path}/board",
+    }
+    environment.pop("OPADAPT_TEST_BOARD", None)
+    text = (
+        'set -euo pipefail; source .ci/boards.sh; begin_boards; start_boards; echo "<${OPADAPT_TEST_BOARD-}>"'
+    )
+    done = subprocess.run(["bash", "-c", text], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "no emulated board here: it needs root (mounts and chroot), and this is user somebody" in done.stdout
+    )
+    assert done.stdout.endswith("its tests are skipped\n<>\n")
+    assert not (tmp_path / "board").exists()
+
+
+def test_ci_fails_where_an_emulated_board_could_be_but_is_not(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "emulated_board").write_text('[ "$1" = packages ] || { echo broken; exit 1; }\n')
+    text = f"set -euo pipefail; source {ROOT}/.ci/boards.sh; begin_boards; start_boards; echo went on"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "broken" in done.stdout and "went on" not in done.stdout

@@ -13,28 +13,33 @@ from opadapt.errors import DeviceError, LostDevice
 from opadapt.measure.facts import load_facts
 from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.null import NullDevice
-from opadapt.measure.timing import BlockTimes, Timing
+from opadapt.measure.timing import MIN_BLOCKS, BlockTimes, Timing
 
-
-def crashing(model: bytes) -> bool:
-    """A third of all models, whichever device they are on."""
-    return hashlib.sha256(model).digest()[0] % 3 == 0
+WAIT_S = 300.0  # for another thread
 
 
 class Moody(NullDevice):
-    """Fails on some models as a crash in the runtime would; is gone after ``lives`` requests."""
+    """With ``crashes`` it fails on a third of all candidates, the same on every device; is gone after ``lives``
+    requests. ``meeting``: its first request for candidates waits there."""
 
-    def __init__(self, lives: int | None = None, spared: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self, lives: int | None = None, crashes: bool = True, meeting: threading.Barrier | None = None
+    ) -> None:
         super().__init__(load_facts("null"), 1)
-        self.left, self.requests, self.spared = lives, 0, spared
+        self.lives, self.crashes, self.meeting = lives, crashes, meeting
+        self.requests = 0
         self.threads_seen: set[int] = set()
 
     def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         self.threads_seen.add(threading.get_ident())
         self.requests += 1
-        if self.left is not None and self.requests > self.left:
+        searching = timing.blocks == MIN_BLOCKS
+        if searching and self.meeting is not None:
+            meeting, self.meeting = self.meeting, None
+            meeting.wait(WAIT_S)
+        if self.lives is not None and self.requests > self.lives:
             raise LostDevice("null: gone")
-        if len(models) > 1 and any(map(crashing, models[1:])):
+        if searching and self.crashes and any(hashlib.sha256(m).digest()[0] % 3 == 0 for m in models[1:]):
             raise DeviceError("null: time failed", found="killed by SIGILL")
         return super().time(models, timing, energy)
 

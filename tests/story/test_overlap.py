@@ -32,6 +32,7 @@ from opadapt.search.evolve import Scores
 from opadapt.search.space import load_space
 from opadapt.search.stages import Results, Stages
 from opadapt.search.vary import seeds
+from opadapt.steps.ahead import Begun
 from opadapt.steps.context import Context
 from opadapt.steps.explore import original_candidate
 from opadapt.steps.latency import TOGETHER, GroupLatency
@@ -187,19 +188,32 @@ def test_only_the_calling_thread_writes_the_journal(
     assert not seen & {name for board in boards for name in board.threads_seen}
 
 
-def test_no_more_is_begun_than_keeps_the_device_busy(bench: MakeBench) -> None:
+def test_no_more_is_begun_than_keeps_the_device_busy(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is begun and not finished is lost in a kill, and is held in memory."""
-    device = Halving()
+    waits = (
+        threading.Event()
+    )  # the calling thread has begun all it will begin, and waits for the first request
+    begun: list[int] = []
+    asked: list[str] = []
+    settled, start = Begun.settled, Journal.start
+
+    def counted(journal: Journal, stage: str, key: str) -> None:
+        asked.append(key)
+        start(journal, stage, key)
+
+    def spied(one: Begun[Any, Any]) -> Iterable[Any]:
+        begun.append(len(asked))
+        waits.set()
+        return settled(one)
+
+    monkeypatch.setattr(Begun, "settled", spied)
+    monkeypatch.setattr(Journal, "start", counted)
+    device = Halving(lambda models: None if waits.wait(WAIT_S) else pytest.fail("nobody waits"))
     made = bench(device)
-    begun_at_first = []
-
-    def train(number: int) -> None:
-        if number == 1:
-            finished, begun, _ = made.context.journal.counts()["latency"]
-            begun_at_first.append(begun - finished)
-
-    made.evaluate(train)
-    assert begun_at_first[0] <= TOGETHER * (device.parallel + 1)
+    made.evaluate(lambda number: None)
+    assert begun[0] == TOGETHER * (device.parallel + 1) < len(made.candidates)
 
 
 def test_what_was_measured_before_the_device_was_lost_is_not_measured_again(bench: MakeBench) -> None:
