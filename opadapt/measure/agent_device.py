@@ -61,6 +61,7 @@ class AgentDevice:
         host = getattr(transport, "host", None)
         self._label = f"{facts.name}@{host}" if host else facts.name
         self._one_at_a_time = threading.RLock()
+        self._closed = False
 
     def __enter__(self) -> Self:
         self.hello()
@@ -70,6 +71,8 @@ class AgentDevice:
         self.close()
 
     def close(self) -> None:
+        """End the agent, and with it whatever another thread is measuring: that is not begun anew."""
+        self._closed = True
         self._hello = None
         self._transport.close()
 
@@ -79,11 +82,12 @@ class AgentDevice:
     def _again(self, work: Callable[[], T]) -> T:
         """The result of a piece of work, begun anew when the connection or the agent is lost in the middle."""
         with self._one_at_a_time:
+            self._closed = False
             for left in reversed(range(TRIES)):
                 try:
                     return work()
                 except LostDevice as lost:
-                    if lost.given_up or not left:
+                    if lost.given_up or self._closed or not left:
                         if self._was_there:
                             hint = lost.do or "see that the board is on and in the network"
                             lost.do = f"{hint}; the run goes on with `opadapt resume`"

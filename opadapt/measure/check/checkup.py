@@ -164,7 +164,9 @@ def noise(device: Device, timing: Timing | None = None) -> Finding:
     model = at_batch(load(shipped("configs", MODEL)), 1).SerializeToString()
     times = device.time([model, model], timing or TIMING)
     floor = floor_of(times)
-    found = f"{100 * floor:.1f} % between two sessions of one model of {median_latency(times, 0).value * 1e3:.3g} ms"
+    latency_s = median_latency(times, 0).value
+    latency = f"{latency_s:.3g} s" if latency_s >= 1 else f"{latency_s * 1e3:.3g} ms"
+    found = f"{100 * floor:.1f} % between two sessions of one model of {latency}"
     discarded = times.conditions.get("discarded_blocks") or 0
     if discarded:
         found += f", {discarded} blocks thrown away (throttling)"

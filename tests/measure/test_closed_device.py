@@ -1,0 +1,64 @@
+"""A device that is closed while a thread measures on it stays closed: the work is not begun anew."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from opadapt.errors import DeviceError, LostDevice
+from opadapt.measure.agent_device import PROTOCOL, TRIES, AgentDevice
+from opadapt.measure.facts import load_facts
+from opadapt.measure.timing import Timing
+from opadapt.measure.transport import AGENT
+
+WAIT_S = 60.0
+
+
+class Losing:
+    """A transport that loses its connection in every measurement, at once or when it is closed."""
+
+    def __init__(self, at_once: bool) -> None:
+        self.at_once, self.starts = at_once, 0
+        self.measuring, self.closed = threading.Event(), threading.Event()
+
+    def start(self) -> None:
+        self.starts += 1
+
+    def request(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        if message["do"] == "hello":
+            digest = hashlib.sha256(AGENT.read_bytes()).hexdigest()
+            return {"protocol": PROTOCOL, "sha256": digest, "folder": "/f", "machine": "any"}
+        self.measuring.set()
+        assert self.at_once or self.closed.wait(WAIT_S)
+        raise LostDevice("the connection was cut")
+
+    def put(self, data: bytes, path: str) -> None: ...
+
+    def get(self, path: str) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_work_is_begun_anew_until_the_tries_are_used_up() -> None:
+    transport = Losing(at_once=True)
+    with AgentDevice(load_facts("local"), transport, 1) as device, pytest.raises(LostDevice):
+        device.time([b"model"], Timing())
+    assert transport.starts == TRIES
+
+
+def test_closing_ends_the_work_of_another_thread_for_good() -> None:
+    transport = Losing(at_once=False)
+    with ThreadPoolExecutor(1) as pool:
+        with AgentDevice(load_facts("local"), transport, 1) as device:
+            work = pool.submit(device.time, [b"model"], Timing())
+            assert transport.measuring.wait(WAIT_S)
+        with pytest.raises(DeviceError):
+            work.result(WAIT_S)
+    assert transport.starts == 1
