@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,13 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Work:
-    """A measurement in a thread of its own."""
+    """A measurement in a thread of its own, on a device that is started already."""
 
-    def __init__(self, work: Callable[[], BlockTimes]) -> None:
+    def __init__(self, device: AgentDevice, model: bytes, timing: Timing) -> None:
+        device.hello()
         self.result: BlockTimes | None = None
         self.error: BaseException | None = None
-        self._work = work
+        self._work = lambda: device.time([model], timing)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -137,7 +138,7 @@ def test_a_measurement_goes_on_after_a_break(
     monkeypatch.setattr(login_module, "KEEPALIVE_S", 0.5)
     device, model = board(), make_model()
     folder, agent = folder_of(device), pid_of(device)
-    work = Work(lambda: device.time([model], LONG))
+    work = Work(device, model, LONG)
     child = at_work(device, work)
     getattr(wire, fault)()
     assert work.done().latency_s.shape == (1, LONG.blocks)
@@ -156,7 +157,7 @@ def test_a_break_for_good_stops_with_an_error_and_the_board_tidies_up(
 ) -> None:
     monkeypatch.setattr(connection_module, "PATIENCE_S", 1.0)
     device, model = board(), make_model()
-    work = Work(lambda: device.time([model], ENDLESS))
+    work = Work(device, model, ENDLESS)
     at_work(device, work)
     wire.cut(for_good=True)
     with pytest.raises(LostDevice) as lost:
@@ -192,7 +193,7 @@ def test_a_restarted_server_is_found_again(
     board: MakeDevice, sshd: Sshd, make_model: MakeModel, quick: Timing
 ) -> None:
     device, model = board(), make_model()
-    work = Work(lambda: device.time([model], LONG))
+    work = Work(device, model, LONG)
     at_work(device, work)
     sshd.stop()
     sshd.start()
@@ -203,7 +204,7 @@ def test_a_board_that_was_replaced_meanwhile_is_refused(
     board: MakeDevice, sshd: Sshd, make_model: MakeModel, hasty: None
 ) -> None:
     device, model = board(), make_model()
-    work = Work(lambda: device.time([model], ENDLESS))
+    work = Work(device, model, ENDLESS)
     at_work(device, work)
     sshd.stop()
     (sshd.folder / "host_key").unlink()
@@ -249,7 +250,7 @@ def test_a_killed_agent_is_started_again_and_keeps_its_files(
     device, base = board(), make_model(1_000_000)
     device.time([base], quick)
     folder, agent, sent = folder_of(device), pid_of(device), transport_of(device).connection.bytes_sent
-    work = Work(lambda: device.time([base], LONG))
+    work = Work(device, base, LONG)
     child = at_work(device, work)
     os.kill(agent, signal.SIGKILL)
     assert work.done().latency_s.shape == (1, LONG.blocks)
@@ -285,7 +286,7 @@ def test_a_candidate_that_crashes_the_runtime_is_refused(
 ) -> None:
     device, model = board(), make_model()
     agent = pid_of(device)
-    work = Work(lambda: device.time([model], ENDLESS))
+    work = Work(device, model, ENDLESS)
     child = at_work(device, work)
     wait_for(lambda: warming_up(folder_of(device)), "the child at work")
     os.kill(child, getattr(signal, name))
@@ -301,7 +302,7 @@ def test_a_device_that_is_closed_in_the_middle_of_work_leaves_at_once(
 ) -> None:
     monkeypatch.setattr(transport_module, "LINGER_S", 600.0)
     device, model = board(), make_model()
-    work = Work(lambda: device.time([model], ENDLESS))
+    work = Work(device, model, ENDLESS)
     at_work(device, work)
     device.close()
     with pytest.raises(DeviceError, match="closed") as error:
