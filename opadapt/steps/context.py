@@ -106,7 +106,7 @@ class Context:
         for host, reason in losses:
             if host not in self.lost:
                 self.lost[host] = reason
-                self.warn(f"board {host} is gone, the others go on without it: {reason}")
+                self.warn(f"board {host} is gone and was left out: {reason}")
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
