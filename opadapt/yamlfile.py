@@ -273,8 +273,10 @@ def write_yaml(values: Mapping[str, Any]) -> str:
 
 
 def _represent_text(representer: Any, text: str) -> Any:
-    """As ruamel does, but quoted after a question mark: on one line with others it reads ``?0`` as a key ``0``."""
-    return representer.represent_scalar(_TAG + "str", text, style='"' if text.startswith("?") else None)
+    """As ruamel does, but quoted where it begins like a key or a value on one line with others (``?``, ``:``)."""
+    return representer.represent_scalar(
+        _TAG + "str", text, style='"' if text.startswith(("?", ":")) else None
+    )
 
 
 def _laid_out(value: Any) -> Any:

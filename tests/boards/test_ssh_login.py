@@ -41,6 +41,15 @@ def test_a_known_host_runs_commands(sshd: Sshd) -> None:
     connection.close()
 
 
+def test_writing_to_a_process_that_has_ended_leaves_it_to_the_reading_to_say_so(sshd: Sshd) -> None:
+    connection = Connection(ALIAS)
+    process = connection.process(["sh", "-c", "exit 3"])
+    assert process.read_line(20) == b"" and process.code == 3
+    process.write_line(b"too late")
+    assert process.read_line(20) == b"" and process.code == 3 and process.connected
+    connection.close()
+
+
 def test_one_connection_serves_several_threads(sshd: Sshd) -> None:
     connection = Connection(ALIAS)
     results: dict[int, bytes] = {}

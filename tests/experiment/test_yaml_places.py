@@ -134,6 +134,7 @@ _VALUES = st.recursive(
 @settings(deadline=None)
 @given(st.dictionaries(_KEYS, _VALUES, max_size=4))
 @example({"0": [{"?0": None}]})
+@example({"0": [{"0": None, ":0": None}]})
 @example({"?": ["?", "? a"]})
 def test_written_values_are_read_back(values: dict[str, Any]) -> None:
     assert parse_yaml(write_yaml(values), "a.yaml").values == values

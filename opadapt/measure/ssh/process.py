@@ -49,14 +49,18 @@ class RemoteProcess:
         return self._stderr.decode(errors="replace").strip()
 
     def write_line(self, line: bytes) -> None:
-        """Send one line."""
+        """Send one line. That the process has ended is not told here, but by the reading, which knows how it ended."""
 
         async def work() -> None:
             self._process.stdin.write(line + b"\n")
             await self._process.stdin.drain()
 
         self._count(len(line) + 1, 0)
-        self._do(work(), WRITE_S)
+        try:
+            self._do(work(), WRITE_S)
+        except LostDevice:
+            if not self.connected:
+                raise
 
     def read_line(self, timeout_s: float) -> bytes:
         """The next line without its end; nothing at the end of the output."""
