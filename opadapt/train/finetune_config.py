@@ -49,6 +49,12 @@ class FinetuneConfig(BaseModel):
         "the same seed trains the same weights to the bit",
     )
     threads: int | None = Field(None, ge=1, description="default: all cores or one, by a short trial")
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        description="parts that a batch is cut into, computed side by side on a CPU; default: by a short trial, 1 "
+        "where threads are given",
+    )
 
     @model_validator(mode="after")
     def _some_budget(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "channels_last", "contiguous"]
+_LEAST_PART = 16  # samples of a replica: fewer are no fair sample for the statistics of a normalisation
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,20 @@ class Execution:
     """One way to run the steps, and how long one took in the trial (seconds; 0 where nothing was compared)."""
 
     device: str
-    threads: int
+    threads: int  # of each replica
     channels_last: bool
     bfloat16: bool
+    replicas: int = 1  # parts that a batch is cut into, computed side by side
     step_s: float = 0.0
 
-    def apply(self, *modules: nn.Module) -> None:
-        """Set torch's threads and denormal flushing, and bring the modules to the device and layout."""
+    def enter_thread(self) -> None:
+        """Set torch's threads and denormal flushing for the calling thread."""
         torch.set_num_threads(self.threads)
         torch.set_flush_denormal(True)
+
+    def apply(self, *modules: nn.Module) -> None:
+        """``enter_thread``, and bring the modules to the device and layout."""
+        self.enter_thread()
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         for module in modules:
             module.to(self.device)
@@ -53,20 +59,33 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def candidates(precision: Precision, threads: int | None, layout: Layout = "auto") -> list[Execution]:
-    """The executions worth a trial on this machine."""
+def candidates(
+    precision: Precision,
+    threads: int | None,
+    layout: Layout = "auto",
+    replicas: int | None = None,
+    batch: int = _LEAST_PART,
+) -> list[Execution]:
+    """The executions worth a trial on this machine. ``threads``: of all replicas together; ``batch``: samples."""
     if torch.cuda.is_available():
-        has_bfloat16, device, counts = torch.cuda.is_bf16_supported(), "cuda", [threads or 1]
+        has_bfloat16, device, ways = torch.cuda.is_bf16_supported(), "cuda", [(threads or 1, 1)]
     else:
         most = threads or len(os.sched_getaffinity(0))
-        # One thread wins where others use the other cores: waiting threads spin against them.
-        counts = [most] if threads or most == 1 else [most, 1]
         has_bfloat16, device = cpu_has_bfloat16(), "cpu"
+        if replicas:
+            parts = min(replicas, batch)
+            ways = [(max(most // parts, 1), parts)]
+        elif threads or most == 1:
+            ways = [(most, 1)]
+        else:
+            # One thread wins where others use the other cores: waiting threads spin against them.
+            ways = [(most, 1), (1, min(most, batch // _LEAST_PART)), (1, 1)]
+            ways = [way for number, way in enumerate(ways) if way[1] and way not in ways[:number]]
     options = {"auto": [False, True] if has_bfloat16 else [False], "float32": [False], "bfloat16": [True]}
     layouts = {"auto": [True, False], "channels_last": [True], "contiguous": [False]}
     return [
-        Execution(device, count, last, bfloat16)
-        for count in counts
+        Execution(device, count, last, bfloat16, parts)
+        for count, parts in ways
         for bfloat16 in options[precision]
         for last in layouts[layout]
     ]
@@ -95,5 +114,4 @@ def fastest(
         if time.perf_counter() - begun > limit_s:
             break
     winner = min(range(len(options)), key=best.__getitem__)
-    chosen = options[winner]
-    return Execution(chosen.device, chosen.threads, chosen.channels_last, chosen.bfloat16, best[winner])
+    return replace(options[winner], step_s=best[winner])

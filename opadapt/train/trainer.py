@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from opadapt.train.loss import Loss, alike, heads_of
 from opadapt.train.metrics import Metric
 from opadapt.train.norms import calibrate, folded, with_norms
 from opadapt.train.preprocess import augment
+from opadapt.train.replicas import Replicas
 from opadapt.train.signature import inputs_of
 from opadapt.train.speed import Execution, candidates, fastest
 from opadapt.train.statistics import estimate_statistics
@@ -99,7 +101,8 @@ class Trainer:
                 )
 
     def _begin(self) -> None:
-        options = candidates(self.config.precision, self.config.threads, self.config.layout)
+        config = self.config
+        options = candidates(config.precision, config.threads, config.layout, config.replicas, self.batch)
         self.execution = fastest(options, self._trial_step)
         self.execution.apply(self.student)
         self.teacher.apply(self.execution)
@@ -172,20 +175,21 @@ class Trainer:
             self.student, [self.execution.layout(x) for x in self._batch(step, self.batch)[0]]
         )
 
-    def _loss(self, execution: Execution, student: nn.Module, step: int) -> Tensor:
-        inputs, labels = self._batch(step, self.batch)
+    def _loss(
+        self, execution: Execution, module: nn.Module, inputs: Sequence[Tensor], labels: Tensor | None
+    ) -> Tensor:
         wanted = self.teacher(inputs)
         labels = None if labels is None else labels.to(execution.device)
         with execution.autocast():
-            made = self._forward(student, [execution.layout(x) for x in inputs])
+            made = self._forward(module, [execution.layout(x) for x in inputs])
         return self.loss(made, wanted, labels)
 
     def _trial_step(self, execution: Execution) -> None:
         copied = copy.deepcopy(self.student)
         execution.apply(copied)
         self.teacher.apply(execution)
-        copied.train()
-        self._loss(execution, copied, 0).backward()  # type: ignore[no-untyped-call]
+        with Replicas(copied, execution) as replicas:
+            replicas.backward(partial(self._loss, execution), *self._batch(0, self.batch))
 
     # The loop
 
@@ -196,6 +200,21 @@ class Trainer:
         interrupted: Callable[[], bool],
     ) -> None:
         """Train until the budget is used up or somebody stops it; a checkpoint is written either way."""
+        with Replicas(self.student, self.execution) as replicas:
+            self._steps(replicas, on_progress, should_stop, interrupted)
+        within = self.step % self.steps_per_epoch
+        if within and self._done() >= 1.0:  # the minutes ran out inside an epoch
+            self._close_epoch(self.loss_sum / within)
+        else:
+            self._save()
+
+    def _steps(
+        self,
+        replicas: Replicas,
+        on_progress: Callable[[FinetuneProgress], None],
+        should_stop: Callable[[], bool],
+        interrupted: Callable[[], bool],
+    ) -> None:
         reported = saved = self.elapsed_s
         while self._done() < 1.0:
             if interrupted():
@@ -203,7 +222,7 @@ class Trainer:
                 raise KeyboardInterrupt
             if should_stop():
                 break
-            loss = self._train_step()
+            loss = self._train_step(replicas)
             self.elapsed_s = time.perf_counter() - self.started
             if not math.isfinite(loss):
                 self._cut_rate()
@@ -216,23 +235,14 @@ class Trainer:
                 if self.elapsed_s - saved >= _SAVE_EVERY_S:
                     self._save()
                     saved = self.elapsed_s
-        within = self.step % self.steps_per_epoch
-        if within and self._done() >= 1.0:  # the minutes ran out inside an epoch
-            self._close_epoch(self.loss_sum / within)
-        else:
-            self._save()
 
-    def _train_step(self) -> float:
+    def _train_step(self, replicas: Replicas) -> float:
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.student.train()
-        loss = self._loss(self.execution, self.student, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = replicas.backward(partial(self._loss, self.execution), *self._batch(self.step, self.batch))
         limit = self.config.gradient_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
-        value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(norm):
             return float("nan")
         self.optimizer.step()
