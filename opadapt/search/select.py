@@ -50,7 +50,16 @@ def most_saving(options: Sequence[Option]) -> float:
     return float(sum(o.saved_s for o in _solve(useful, [-o.saved_s for o in useful], 0.0)))
 
 
-def _solve(options: Sequence[Option], cost: Sequence[float], needed_s: float) -> list[Option]:
+def saving_within(options: Sequence[Option], most_damage: float) -> float:
+    """The largest saving (s) of options without overlap whose damages add up to at most ``most_damage``."""
+    useful = [o for o in options if o.saved_s > 0 and np.isfinite(o.damage)]
+    cost = [-o.saved_s for o in useful]
+    return float(sum(o.saved_s for o in _solve(useful, cost, 0.0, most_damage)))
+
+
+def _solve(
+    options: Sequence[Option], cost: Sequence[float], needed_s: float, most_damage: float = np.inf
+) -> list[Option]:
     if not options:
         return []
     nodes = {node: row for row, node in enumerate(dict.fromkeys(n for o in options for n in o.nodes))}
@@ -61,14 +70,15 @@ def _solve(options: Sequence[Option], cost: Sequence[float], needed_s: float) ->
     unit = needed_s or max(o.saved_s for o in options)
     saved = np.array([[o.saved_s / unit for o in options]])
     scale = max((abs(c) for c in cost), default=0.0) or 1.0
+    constraints = [LinearConstraint(overlap, -np.inf, 1.0), LinearConstraint(saved, needed_s / unit, np.inf)]
+    if np.isfinite(most_damage):
+        harm = np.array([[max(o.damage, 0.0) for o in options]])
+        constraints.append(LinearConstraint(harm, -np.inf, most_damage))
     result = milp(
         np.array(cost) / scale,
         integrality=np.ones(len(options), dtype=np.int8),
         bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(overlap, -np.inf, 1.0),
-            LinearConstraint(saved, needed_s / unit, np.inf),
-        ],
+        constraints=constraints,
     )
     if result.x is None:
         raise Refused("select", f"no selection saves {needed_s * 1e3:.3f} ms: {result.message}")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opadapt.errors import Refused
-from opadapt.search.select import Option, most_saving, select
+from opadapt.search.select import Option, most_saving, saving_within, select
 
 
 def options_of(seed: int) -> list[Option]:
@@ -61,3 +61,13 @@ def test_options_that_save_nothing_or_destroy_everything_are_not_taken() -> None
     assert most_saving(bad) == 0.0
     with pytest.raises(Refused):
         select(bad, 1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0, 2))
+def test_most_saving_within_a_damage_among_all_subsets(seed: int, damage: float) -> None:
+    options = options_of(seed)
+    best = max(
+        sum(o.saved_s for o in s) for s in everything(options) if sum(o.damage for o in s) <= damage + 1e-9
+    )
+    assert saving_within(options, damage) == pytest.approx(best, rel=1e-6, abs=1e-12)
