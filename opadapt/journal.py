@@ -24,6 +24,7 @@ from opadapt.errors import RunError
 
 JOURNAL_FILE = "journal.sqlite"
 SCHEMA_VERSION = 1
+_SEEN_EVERY_S = 5.0  # what a kill may leave uncounted of work that says it is alive
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trial (
@@ -67,6 +68,7 @@ class Journal:
             (found,) = self._db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
             now = time.time()
             self._session = self._db.execute("INSERT INTO session VALUES (?, ?)", (now, now)).lastrowid
+            self._seen_at = now
         if int(found) > SCHEMA_VERSION:
             raise RunError(
                 f"{folder} was written by a newer opadapt",
@@ -76,7 +78,9 @@ class Journal:
             )
 
     def close(self) -> None:
-        self._db.close()
+        """Count the time up to now and let go of the file. Raises RunError where it cannot be written."""
+        with contextlib.closing(self._db):
+            self._seen()
 
     def fix(self, name: str, value: str) -> None:
         """Note what the run is about, once. Raises RunError where it was noted differently before."""
@@ -105,9 +109,15 @@ class Journal:
             self._db.execute("INSERT INTO attempt VALUES (?, ?, ?)", (stage, key, time.time()))
         self._seen()
 
+    def alive(self) -> None:
+        """Say that work goes on, so that its time counts even if this session is killed. Cheap: for use in loops."""
+        if time.time() - self._seen_at >= _SEEN_EVERY_S:
+            self._seen()
+
     def _seen(self) -> None:
+        self._seen_at = time.time()
         with _storage("write"):
-            self._db.execute("UPDATE session SET seen_at = ? WHERE rowid = ?", (time.time(), self._session))
+            self._db.execute("UPDATE session SET seen_at = ? WHERE rowid = ?", (self._seen_at, self._session))
 
     def spent_s(self) -> float:
         """Wall time of this run so far in seconds, over all its sessions, without the time between them."""

@@ -6,9 +6,10 @@ file and line.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,12 +67,13 @@ class RuleFile(BaseModel):
 
 @dataclass(frozen=True)
 class Space:
-    """What the search may build."""
+    """What the search may build. ``digest``: of what the files say (sha256, hex), comments aside."""
 
     rules: tuple[Rule, ...]
     instructions: frozenset[str]
     seeds: tuple[str, ...]
     choices: Mapping[str, tuple[int, ...]]
+    digest: str
 
     def rule(self, name: str) -> Rule:
         """The rule of a name. Raises ConfigError."""
@@ -84,7 +86,8 @@ class Space:
         """The space of replacements that are equal up to float rounding: what is allowed without data."""
         rules = tuple(r for r in self.rules if r.exact)
         names = {r.name for r in rules}
-        return Space(rules, frozenset(), tuple(s for s in self.seeds if s in names), self.choices)
+        seeds = tuple(s for s in self.seeds if s in names)
+        return replace(self, rules=rules, instructions=frozenset(), seeds=seeds)
 
 
 def load_space(space: Path | str = "default") -> Space:
@@ -98,13 +101,15 @@ def load_space(space: Path | str = "default") -> Space:
             raise _error(document, ("instructions", i), ProgramError("no such instruction", found=name))
     choices = {name: tuple(values) for name, values in file.choices.items()}
     rules: dict[str, Rule] = {}
+    digest = hashlib.sha256(file.model_dump_json().encode())
     for i, name in enumerate(file.rules):
         try:
-            found = _load_rules(path.parent / name, choices)
+            text, found = _load_rules(path.parent / name, choices)
         except ConfigError as error:
             if not (path.parent / name).is_file():
                 raise _error(document, ("rules", i), ProgramError("no such rule file", found=name)) from error
             raise
+        digest.update(text.model_dump_json().encode())
         for rule in found:
             if rules.setdefault(rule.name, rule) is not rule:
                 raise _error(document, ("rules", i), ProgramError("two rules of one name", found=rule.name))
@@ -112,13 +117,13 @@ def load_space(space: Path | str = "default") -> Space:
         if name not in rules:
             raise _error(document, ("seeds", i), ProgramError("no such rule", found=name))
     seeds = tuple(rules) if file.seeds is None else tuple(file.seeds)
-    return Space(tuple(rules.values()), frozenset(file.instructions), seeds, choices)
+    return Space(tuple(rules.values()), frozenset(file.instructions), seeds, choices, digest.hexdigest())
 
 
-def _load_rules(path: Path, choices: Mapping[str, tuple[int, ...]]) -> list[Rule]:
+def _load_rules(path: Path, choices: Mapping[str, tuple[int, ...]]) -> tuple[RuleFile, list[Rule]]:
     document = read_yaml(path)
     file = validate(RuleFile, document)
-    return [_rule(document, file, i, choices) for i in range(len(file.rules))]
+    return file, [_rule(document, file, i, choices) for i in range(len(file.rules))]
 
 
 def _rule(document: Document, file: RuleFile, number: int, choices: Mapping[str, tuple[int, ...]]) -> Rule:

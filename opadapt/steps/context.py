@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from opadapt.errors import ModelError, Refused, RunError
 from opadapt.experiment import Experiment
@@ -31,6 +32,7 @@ from opadapt.torchgraph import build
 from opadapt.train.data import Dataset, load_data
 from opadapt.train.evaluate import predict
 from opadapt.train.metrics import make_metric
+from opadapt.train.signature import fixed_ports, float_outputs
 
 T = TypeVar("T")
 
@@ -52,6 +54,7 @@ class Context:
     measured_on: str
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)  # boards of a fleet: host, and why
+    original_outputs: dict[str, NDArray[Any]] = field(default_factory=dict)  # by split, once predicted
 
     def rng(self, *names: object) -> np.random.Generator:
         """A generator of its own for each purpose, fixed by the experiment's seed."""
@@ -108,6 +111,15 @@ class Context:
                 self.lost[host] = reason
                 self.warn(f"board {host} is gone and was left out: {reason}")
 
+    def tell_unjudged(self) -> None:
+        """Warn of outputs that the metric does not see."""
+        seen, *unseen = self.original.outputs
+        if unseen:
+            self.warn(
+                f"the metric sees the output '{seen}' alone: what replacements do to "
+                f"{', '.join(map(repr, unseen))} is no part of the acceptance"
+            )
+
     def warn(self, text: str) -> None:
         self.warnings.append(text)
         self.progress.note(text)
@@ -115,11 +127,18 @@ class Context:
 
 def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> None:
     """What would otherwise show only after hours: that the model can be trained and the metric be computed."""
-    if not original.has_batch:
+    fixed = fixed_ports(original.proto)
+    if fixed or not original.has_batch:
         raise ModelError(
             "the model's batch is fixed, so it cannot be trained",
-            expected="a model that computes any batch",
-            do="export it with a free batch, or run without data: exact replacements only",
+            expected="a model that computes any batch: N at the front of every input and output",
+            found=", ".join(f"{port.batch} in '{port.name}'" for port in fixed) or "no input of floats",
+            do="export it with batch N at every input, or run without data: exact replacements only",
+        )
+    if not float_outputs(original.proto):
+        raise ModelError(
+            "the model has no output of floats, so it cannot be trained",
+            do="export it with its scores as an output, or run without data: exact replacements only",
         )
     try:
         build(original.proto)
@@ -137,8 +156,10 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
 
 
 def _fingerprint(experiment: Experiment, original: Model, dataset: Dataset | None) -> str:
-    """What a run's recorded results stand for. Not the folder, the paths and the hosts: those may move."""
+    """What a run's recorded results stand for. Not the folder, the paths and the hosts: those may move; nor the number
+    of workers, which changes no result."""
     settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model", "host"})
+    settings["search"]["workers"] = 0
     settings["device"] = split_device(experiment.device)[0]
     if settings["data"] is not None:
         settings["data"] |= {"path": None, "x": None, "y": None}
@@ -179,6 +200,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         open_device(experiment.device, experiment.timing.threads or 1, experiment.host) as device,
     ):
         journal.fix("experiment", _fingerprint(experiment, original, dataset))
+        journal.fix("search space", space.digest)
         assert original.source.original is not None
         write_atomic(folder / "original.onnx", original.source.original.SerializeToString())
         # samples of other versions are never mixed: a run resumed on other software measures again
@@ -200,5 +222,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
             measured_on,
         )
         context.tell_losses()
+        if dataset is not None:
+            context.tell_unjudged()
         yield context
     shutil.rmtree(cache, ignore_errors=True)

@@ -17,9 +17,10 @@ from opadapt.steps.context import Context
 from opadapt.steps.inputs import sample
 from opadapt.steps.paid import Item, known, paid_once
 from opadapt.steps.workers import DamageTask, run_damage
-from opadapt.train.damage import damage, output_kind
+from opadapt.train.damage import output_kind, total_damage
 from opadapt.train.data import Dataset
 from opadapt.train.evaluate import run_batched
+from opadapt.train.signature import float_outputs
 
 CLASS_METRICS = frozenset({"top1", "topk", "f1", "agreement"})
 
@@ -27,8 +28,8 @@ Parts = Mapping[Region, tuple[Program, Binding]]
 
 
 class Harm:
-    """Distance of a changed model's outputs to the original's (KL divergence for class scores, squared error
-    otherwise), less what earlier rounds had done already."""
+    """Distance of a changed model's float outputs to the original's, summed over them (KL divergence where the metric
+    reads class scores, squared error over variance otherwise), less what earlier rounds had done already."""
 
     def __init__(self, context: Context, dataset: Dataset, model: Model) -> None:
         self.context, self.model = context, model
@@ -37,12 +38,19 @@ class Harm:
         for name, array in inputs.items():
             self.inputs[name] = context.cache / f"probe-{content_key(name)}.npy"
             np.save(self.inputs[name], array)
-        reference = next(iter(run_batched(context.original.proto, inputs).values()))
-        self.reference = context.cache / "probe-outputs.npy"
-        np.save(self.reference, reference)
-        self.kind = output_kind(reference, _is_classes(context, reference))
-        now = next(iter(run_batched(model.proto, inputs).values()))
-        self.before = max(damage(reference, now, self.kind), 0.0)
+        names = float_outputs(context.original.proto)
+        reference = run_batched(context.original.proto, inputs, outputs=names)
+        self.references = {}
+        for name, array in reference.items():
+            self.references[name] = context.cache / f"probe-output-{content_key(name)}.npy"
+            np.save(self.references[name], array)
+        first = context.original.outputs[0]  # the one that the metric sees
+        self.kinds = {
+            name: output_kind(array, name == first and _is_classes(context, array))
+            for name, array in reference.items()
+        }
+        now = run_batched(model.proto, inputs, outputs=names)
+        self.before = max(total_damage(reference, now, self.kinds), 0.0)
 
     def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:
         """The damage of each set of replacements; infinite where the model does not run."""
@@ -60,7 +68,7 @@ class Harm:
 
     def _task(self, parts: Parts) -> DamageTask:
         changed = splice(self.model, parts)
-        return DamageTask(changed.proto.SerializeToString(), self.inputs, self.reference, self.kind)
+        return DamageTask(changed.proto.SerializeToString(), self.inputs, self.references, self.kinds)
 
 
 def _is_classes(context: Context, outputs: NDArray[Any]) -> bool:

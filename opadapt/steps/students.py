@@ -16,7 +16,7 @@ from opadapt.model.splice import Spliced, splice_parts
 from opadapt.search.select import select
 from opadapt.steps.context import Context
 from opadapt.steps.offer import Offer
-from opadapt.steps.tuning import compare
+from opadapt.steps.tuning import judged
 from opadapt.train.data import Dataset
 
 CALIBRATIONS = 5
@@ -104,7 +104,7 @@ def first_goal(
         key = content_key(model.digest, *sorted(o.option.key for o in chosen))
 
         def measure(chosen: Sequence[Offer] = chosen) -> dict[str, float]:
-            found = compare(context, dataset, build(model, chosen).model, dataset.validation, "validation")
+            found = judged(context, dataset, build(model, chosen).model, dataset.validation, "validation")
             return {"loss": found.loss, "allowed": found.allowed}
 
         row = context.journal.once("screen", key, measure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from opadapt.errors import RunError
+from opadapt.errors import Refused, RunError
 from opadapt.journal import content_key
 from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
@@ -79,7 +80,8 @@ def borders(original: Model, student: Model, replaced: Sequence[str]) -> tuple[s
 def tune(context: Context, dataset: Dataset, student: Model, tag: str, replaced: Sequence[str] = ()) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
 
-    ``replaced``: the outputs of the replaced regions.
+    ``replaced``: the outputs of the replaced regions. Raises Refused where it cannot be trained; that is read from
+    the journal, too.
     """
     config = _within_budget(context, tag)
     if config.features is None:
@@ -96,18 +98,29 @@ def tune(context: Context, dataset: Dataset, student: Model, tag: str, replaced:
         except OSError as error:
             raise RunError(f"cannot write {folder}", found=str(error)) from error
         context.journal.start("finetune", key)
-        result = _train(context, dataset, student, config, folder, tag)
-        row = {
-            "weights": context.journal.save_arrays(weights(result.proto)),
-            "history": [vars(record) | {"loss": _number(record.loss)} for record in result.history],
-            "best_epoch": result.best_epoch,
-        }
-        context.journal.finish("finetune", key, row, result.seconds)  # those before a kill, too
+        began = time.monotonic()
+        try:
+            result = _train(context, dataset, student, config, folder, tag)
+        except Refused as refused:
+            row, seconds = {"stage": refused.stage, "refused": refused.reason}, time.monotonic() - began
+        else:
+            row, seconds = _row(context, result), result.seconds  # those before a kill, too
+        context.journal.finish("finetune", key, row, seconds)
+    if "refused" in row:
+        raise Refused(row["stage"], row["refused"])
     model = with_weights(student, context.journal.load_arrays(row["weights"]))
     history = tuple(
         EpochRecord(**r | {"loss": float("nan") if r["loss"] is None else r["loss"]}) for r in row["history"]
     )
     return Tuned(flush_denormals(model), history)
+
+
+def _row(context: Context, result: FinetuneResult) -> dict[str, Any]:
+    return {
+        "weights": context.journal.save_arrays(weights(result.proto)),
+        "history": [vars(record) | {"loss": _number(record.loss)} for record in result.history],
+        "best_epoch": result.best_epoch,
+    }
 
 
 def _number(value: float) -> float | None:
@@ -134,6 +147,7 @@ def _train(
     chunk = contextlib.ExitStack()
 
     def show(progress: FinetuneProgress) -> None:
+        context.journal.alive()
         # between two chunks whoever wants to measure on this machine goes first
         chunk.close()
         chunk.enter_context(measuring_lock().busy())
@@ -158,14 +172,25 @@ def _train(
 
 
 def compare(context: Context, dataset: Dataset, model: Model, split: Split, name: str) -> Verdict:
+    """``judged``, through the journal."""
+    settings = context.experiment
+    parts = (name, settings.tolerance.model_dump(), settings.metric.model_dump(), settings.seed)
+    key = content_key(model.digest, *parts)
+    # Python's JSON keeps every float as it is, NaN included
+    row = context.journal.once("verdict", key, lambda: vars(judged(context, dataset, model, split, name)))
+    return Verdict(**row)
+
+
+def judged(context: Context, dataset: Dataset, model: Model, split: Split, name: str) -> Verdict:
     """The model against the original on one split (paired bootstrap); on validation data that the original was
     trained on, against the reference that the tolerance names."""
     tolerance = context.experiment.tolerance
-    outputs = [predict(m.proto, split, dataset.preprocess) for m in (model, context.original)]
+    if name not in context.original_outputs:
+        context.original_outputs[name] = predict(context.original.proto, split, dataset.preprocess)
     return accept(
         metric_of(context),
-        outputs[0],
-        outputs[1],
+        predict(model.proto, split, dataset.preprocess),
+        context.original_outputs[name],
         split.labels,
         tolerance,
         context.rng("bootstrap", name),

@@ -20,10 +20,12 @@ from typing import Any, Self
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from opadapt.errors import OpadaptError, Refused, RunError
+from opadapt.errors import DataError, ModelError, Refused, RunError
 from opadapt.measure.lock import measuring_lock
-from opadapt.train.damage import OutputKind, damage
+from opadapt.model import validate
+from opadapt.train.damage import OutputKind, total_damage
 from opadapt.train.distil import DistilConfig, distil
 from opadapt.train.evaluate import run_batched
 
@@ -51,52 +53,63 @@ class DistilResult:
 
 @dataclass(frozen=True)
 class DamageTask:
-    """Compare the outputs of a whole model with one region replaced to the original's."""
+    """Compare outputs of a whole model with one region replaced to the original's: ``references`` by output name."""
 
     model: bytes
     inputs: dict[str, Path]
-    reference: Path
-    kind: OutputKind
+    references: dict[str, Path]
+    kinds: dict[str, OutputKind]
+
+
+def _stored(path: Path) -> NDArray[Any]:
+    """A recorded array, mapped. Raises RunError: that it cannot be read is no fault of a candidate."""
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"cannot read what was recorded in {path}",
+            found=validate.first_line(error),
+            do="`opadapt resume` the run: it is recorded again where it is missing",
+        ) from error
+    return found
 
 
 def run_distil(task: DistilTask) -> DistilResult:
-    """Distil one region; a refusal is a result."""
+    """Distil one region; that it cannot be trained is a result. Raises DeviceError and RunError for faults of the
+    machine: the lock, memory, files."""
     began = time.monotonic()
+    inputs, target = [_stored(path) for path in task.inputs], _stored(task.target)
     try:
         with measuring_lock().busy():
-            result = distil(
-                onnx.load_from_string(task.student),
-                [np.load(path, mmap_mode="r") for path in task.inputs],
-                np.load(task.target, mmap_mode="r"),
-                task.config,
-                seed=task.seed,
-                threads=1,
-            )
-    except (OpadaptError, RuntimeError) as error:  # RuntimeError: torch's, such as out of memory
-        reason = error.reason if isinstance(error, Refused) else str(error).splitlines()[0]
+            student = onnx.load_from_string(task.student)
+            result = distil(student, inputs, target, task.config, seed=task.seed, threads=1)
+    except (Refused, ModelError) as error:
+        reason = error.reason if isinstance(error, Refused) else error.message
         return DistilResult(None, math.inf, time.monotonic() - began, reason)
     return DistilResult(result.proto.SerializeToString(), result.nmse, time.monotonic() - began)
 
 
 @dataclass(frozen=True)
 class DamageResult:
-    """Damage of the whole model's outputs (KL divergence for class scores, squared error otherwise)."""
+    """Damage of the whole model's outputs, summed over them (KL divergence for class scores, squared error over
+    variance otherwise)."""
 
     value: float
     seconds: float
 
 
 def run_damage(task: DamageTask) -> DamageResult:
-    """Run the changed model on the probe inputs and compare."""
+    """Run the changed model on the probe inputs and compare; where it does not run it is as damaged as can be. Raises
+    DeviceError and RunError for faults of the machine: the lock, memory, files."""
     began = time.monotonic()
-    inputs = {name: np.load(path, mmap_mode="r") for name, path in task.inputs.items()}
+    inputs = {name: _stored(path) for name, path in task.inputs.items()}
+    references = {name: _stored(path) for name, path in task.references.items()}
     try:
         with measuring_lock().busy():
-            outputs = run_batched(onnx.load_from_string(task.model), inputs, threads=1)
-    except OpadaptError:  # does not run as a whole: as damaged as can be
+            outputs = run_batched(onnx.load_from_string(task.model), inputs, threads=1, outputs=references)
+    except (ModelError, DataError):
         return DamageResult(math.inf, time.monotonic() - began)
-    value = damage(np.load(task.reference), next(iter(outputs.values())), task.kind)
-    return DamageResult(value, time.monotonic() - began)
+    return DamageResult(total_damage(references, outputs, task.kinds), time.monotonic() - began)
 
 
 @contextlib.contextmanager

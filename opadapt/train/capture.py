@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from opadapt.errors import DataError, ModelError
-from opadapt.train.evaluate import open_session
+from opadapt.train.evaluate import open_session, run_session
 
 
 def with_outputs(proto: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
@@ -42,7 +42,7 @@ def capture(
     ``tensors`` are activations or inputs of the model. With ``folder`` each array is written to
     ``folder/<number>.npy`` (number: position in ``tensors``) and returned as a read-only memory map; this
     bounds the memory by one batch. Raises ModelError for a tensor that does not exist, DataError without
-    batches.
+    batches and for feeds that the model does not run on.
     """
     inputs = {i.name for i in proto.graph.input}
     wanted = [name for name in dict.fromkeys(tensors) if name not in inputs]
@@ -50,9 +50,8 @@ def capture(
     chunks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in dict.fromkeys(tensors)}
     writers = {} if folder is None else {n: _Writer(folder / f"{i}.npy") for i, n in enumerate(chunks)}
     for feeds in batches:
-        results = dict(feeds) | dict(
-            zip(wanted, session.run(wanted, dict(feeds)) if session else [], strict=True)
-        )
+        made = run_session(session, wanted, feeds) if session else []
+        results = dict(feeds) | dict(zip(wanted, made, strict=True))
         for name in chunks:
             value = np.ascontiguousarray(results[name], dtype=np.float32)
             if name in writers:

@@ -10,7 +10,7 @@ import torch
 
 from opadapt.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,13 @@ def damage(original: Floats, changed: Floats, kind: OutputKind) -> float:
         return float(error / max(float(np.var(original.astype(np.float64))), _TINY))
     p, q = _log_scores(original, kind), _log_scores(changed, kind)
     return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
+
+
+def total_damage(
+    original: Mapping[str, Floats], changed: Mapping[str, Floats], kinds: Mapping[str, OutputKind]
+) -> float:
+    """The sum of ``damage`` over the outputs that ``kinds`` names."""
+    return sum(damage(original[name], changed[name], kind) for name, kind in kinds.items())
 
 
 def output_kind(outputs: Floats, classes: bool) -> OutputKind:

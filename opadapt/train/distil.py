@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from opadapt.errors import DataError, Refused
+from opadapt.model.validate import first_line
 from opadapt.torchgraph import build, parameter_names, write_back
+from opadapt.train.memory import out_of_memory, ran_out
 from opadapt.train.statistics import estimate_statistics
 
 _TINY = 1e-12
@@ -53,6 +56,18 @@ class Distilled:
     seconds: float
 
 
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What torch raises on a region is the region's fault, unless memory runs out."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+        if ran_out(error):
+            raise out_of_memory(error) from error
+        raise Refused("distil", f"torch: {first_line(error)}") from error
+
+
+@_refusing()
 def distil(
     student: onnx.ModelProto,
     inputs: Sequence[Activations],
@@ -66,7 +81,8 @@ def distil(
     ``inputs`` are [samples, ...] in graph order and ``target`` is [samples, channels, ...]; memory maps are
     read batch by batch. The better of the start and the end is returned. Sets torch's thread count of the
     process. Raises Refused("torch", ...) for an operator that cannot be trained, Refused("distil", ...) where
-    the error is not finite, DataError for activations that do not go together.
+    the error is not finite or torch does not run the region, DataError for activations that do not go together,
+    RunError where memory runs out.
     """
     counts = {len(x) for x in inputs} | {len(target)}
     if len(counts) != 1 or len(target) < 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from opadapt.errors import DataError, ModelError
 from opadapt.train.data import Split
+from opadapt.train.memory import out_of_memory, ran_out
 from opadapt.train.preprocess import Preprocess
 from opadapt.train.signature import inputs_of, output_of
 
@@ -19,7 +20,10 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def open_session(proto: onnx.ModelProto, threads: int) -> ort.InferenceSession:
-    """An ONNX Runtime session on the CPU that leaves idle cores to others. Raises ModelError."""
+    """An ONNX Runtime session on the CPU that leaves idle cores to others.
+
+    Raises ModelError, and RunError where memory runs out.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -28,7 +32,23 @@ def open_session(proto: onnx.ModelProto, threads: int) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
+        if ran_out(error):
+            raise out_of_memory(error) from error
         raise ModelError("ONNX Runtime cannot load the model", found=str(error)) from error
+
+
+def run_session(
+    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """The named outputs for one batch. Raises DataError where the model does not run on the feeds, RunError where
+    memory runs out."""
+    try:
+        found: list[NDArray[Any]] = session.run(outputs, dict(feeds))
+    except Exception as error:  # as above
+        if ran_out(error):
+            raise out_of_memory(error) from error
+        raise DataError("ONNX Runtime cannot run the model on the data", found=str(error)) from error
+    return found
 
 
 def run_batched(
@@ -44,7 +64,7 @@ def run_batched(
     ``inputs`` are [samples, ...] by input name; ``prepare`` turns a batch of them into the model's feeds
     (default: they are the feeds). A model with a fixed batch is run at that batch, the last one filled up by
     repetition. Raises ModelError where the model does not load, DataError where it does not run on the
-    samples.
+    samples, RunError where memory runs out.
     """
     fixed = {port.batch for port in inputs_of(proto).values()} - {None}
     if len(fixed) > 1:
@@ -62,10 +82,7 @@ def run_batched(
         if fixed and size < step:
             rows = np.minimum(np.arange(start, start + step), count - 1)
         feeds = prepare({name: np.asarray(array[rows]) for name, array in inputs.items()})
-        try:
-            results = session.run(names, feeds)
-        except Exception as error:  # as above
-            raise DataError("ONNX Runtime cannot run the model on the data", found=str(error)) from error
+        results = run_session(session, names, feeds)
         for name, result in zip(names, results, strict=True):
             if len(result) % (step if fixed else size):
                 raise ModelError(f"output '{name}' has no batch axis", found=str(result.shape))

@@ -9,7 +9,7 @@ from typing import Literal, Self
 import onnx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from opadapt.train.speed import Execution, Layout, Precision
+from opadapt.train.speed import LEAST_PART, Execution, Layout, Precision
 
 
 class FinetuneConfig(BaseModel):
@@ -36,7 +36,8 @@ class FinetuneConfig(BaseModel):
     batch_norm: bool = Field(
         True,
         description="normalise the outputs of convolutions while training (folded into them afterwards): bears larger "
-        "learning rates",
+        f"learning rates. Not done where a replica's part of the batch has fewer than {LEAST_PART} samples: too few "
+        "for statistics",
     )
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average the weights, and keep the average")
     gradient_norm: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient; null: any")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opadapt.train.signature import output_of
+from opadapt.train.signature import float_outputs, output_of
 
 OutputForm = Literal["scores", "probabilities", "values"]
 _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
@@ -36,18 +36,19 @@ class Head:
 
 
 def heads_of(proto: onnx.ModelProto, classes: bool) -> list[Head]:
-    """The outputs of a model. ``classes``: whether the first output is known to hold class scores."""
+    """The outputs of a model that hold floats. ``classes``: whether its first output is known to hold class scores."""
     producer = {name: node for node in proto.graph.node for name in node.output}
+    first = proto.graph.output[0].name
     heads = []
-    for number, output in enumerate(proto.graph.output):
-        node = producer.get(output.name)
+    for output in float_outputs(proto):
+        node = producer.get(output)
         while node is not None and node.op_type == "Identity":
             node = producer.get(node.input[0])
-        rank = 1 + len(output_of(proto, output.name).shape)
+        rank = 1 + len(output_of(proto, output).shape)
         if node is not None and node.op_type in _SOFTMAX and _axis(node, proto) in (-1, rank - 1):
             heads.append(Head(node.input[0], "scores", softmax=node.op_type))
         else:
-            heads.append(Head(output.name, "scores" if classes and number == 0 else "values"))
+            heads.append(Head(output, "scores" if classes and output == first else "values"))
     return heads
 
 
@@ -81,7 +82,7 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """The weighted sum. The first output meets the labels; feature tensors follow the outputs."""
+    """The weighted sum. The first float output meets the labels; feature tensors follow the outputs."""
 
     heads: Sequence[Head]
     originals: Sequence[Head]

@@ -35,10 +35,21 @@ def output_of(proto: onnx.ModelProto, name: str | None = None) -> Port:
     return _port(outputs[wanted])
 
 
+def float_outputs(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """The outputs that hold floats, in graph order: what can be taught and compared. Others, such as the index that
+    an ArgMax gives, have no gradient and no distance. Raises ModelError for an unknown rank."""
+    return tuple(o.name for o in proto.graph.output if "float" in _port(o).dtype)
+
+
+def fixed_ports(proto: onnx.ModelProto) -> list[Port]:
+    """Inputs and outputs whose leading size is a number. Raises ModelError for an unknown rank."""
+    ports = [*inputs_of(proto).values(), *(_port(o) for o in proto.graph.output)]
+    return [port for port in ports if port.batch is not None]
+
+
 def free_batch(proto: onnx.ModelProto) -> bool:
     """Whether every input and output leaves the batch open."""
-    ports = [*inputs_of(proto).values(), *(_port(o) for o in proto.graph.output)]
-    return all(port.batch is None for port in ports)
+    return not fixed_ports(proto)
 
 
 def _port(info: onnx.ValueInfoProto) -> Port:

@@ -13,7 +13,7 @@ from torch import nn
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "channels_last", "contiguous"]
-_LEAST_PART = 16  # samples of a replica: fewer are no fair sample for the statistics of a normalisation
+LEAST_PART = 16  # samples of a replica: fewer are no fair sample for the statistics of a normalisation
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def candidates(
     threads: int | None,
     layout: Layout = "auto",
     replicas: int | None = None,
-    batch: int = _LEAST_PART,
+    batch: int = LEAST_PART,
 ) -> list[Execution]:
     """The executions worth a trial on this machine. ``threads``: of all replicas together; ``batch``: samples."""
     if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def candidates(
             ways = [(most, 1)]
         else:
             # One thread wins where others use the other cores: waiting threads spin against them.
-            ways = [(most, 1), (1, min(most, batch // _LEAST_PART)), (1, 1)]
+            ways = [(most, 1), (1, min(most, batch // LEAST_PART)), (1, 1)]
             ways = [way for number, way in enumerate(ways) if way[1] and way not in ways[:number]]
     options = {"auto": [False, True] if has_bfloat16 else [False], "float32": [False], "bfloat16": [True]}
     layouts = {"auto": [True, False], "channels_last": [True], "contiguous": [False]}

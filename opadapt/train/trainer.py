@@ -35,7 +35,7 @@ from opadapt.train.norms import calibrate, folded, with_norms
 from opadapt.train.preprocess import augment
 from opadapt.train.replicas import Replicas
 from opadapt.train.signature import inputs_of
-from opadapt.train.speed import Execution, candidates, fastest
+from opadapt.train.speed import LEAST_PART, Execution, candidates, fastest
 from opadapt.train.statistics import estimate_statistics
 from opadapt.train.teacher import Teacher
 
@@ -70,13 +70,15 @@ class Trainer:
         self.loss = Loss(
             heads, originals, config.temperature, config.teacher_weight, label_weight, config.feature_weight
         )
-        self.normed, self.norms = with_norms(student) if config.batch_norm else (student, [])
+        self.batch = min(config.batch, len(dataset.train))
+        # by itself the trial cuts a batch into parts that are large enough only
+        fair = self.batch // (config.replicas or 1) >= LEAST_PART
+        self.normed, self.norms = with_norms(student) if config.batch_norm and fair else (student, [])
         features = config.features or ()
         self.student = build(with_outputs(self.normed, [*(h.tensor for h in heads), *features]))
         self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *features])
         if not parameter_names(self.student):
             raise Refused("finetune", "the model has no weights to train")
-        self.batch = min(config.batch, len(dataset.train))
         self.steps_per_epoch = len(dataset.train) // self.batch
         self.step, self.elapsed_s, self.rate_cuts, self.loss_sum = 0, 0.0, 0, 0.0
         self.started = time.perf_counter()
@@ -118,19 +120,14 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.execution = Execution(**state["execution"])
-        self.student.load_state_dict(state["student"])
         self.execution.apply(self.student)
         self.teacher.apply(self.execution)
         self.optimizer = self._make_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
-        average = state["average"]
-        device = self.execution.device
-        self.average = None if average is None else {n: v.to(device) for n, v in average.items()}
-        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self._go_to(state["now"])
+        self.safe = copy.deepcopy(state["safe"] or state["now"])
+        self.elapsed_s, self.rate_cuts = state["elapsed_s"], state["rate_cuts"]
         self.started = time.perf_counter() - self.elapsed_s
-        self.rate_cuts, self.loss_sum = state["rate_cuts"], state["loss_sum"]
         self.history = [EpochRecord(**record) for record in state["history"]]
-        self._remember()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         weights = list(self.student.parameters())
@@ -202,9 +199,9 @@ class Trainer:
         """Train until the budget is used up or somebody stops it; a checkpoint is written either way."""
         with Replicas(self.student, self.execution) as replicas:
             self._steps(replicas, on_progress, should_stop, interrupted)
-        within = self.step % self.steps_per_epoch
-        if within and self._done() >= 1.0:  # the minutes ran out inside an epoch
-            self._close_epoch(self.loss_sum / within)
+        # the minutes ran out inside an epoch, which no call before this one has closed
+        if self._done() >= 1.0 and self.history[-1].epoch < self._epoch():
+            self._close_epoch(self.loss_sum / (self.step % self.steps_per_epoch))
         else:
             self._save()
 
@@ -269,11 +266,8 @@ class Trainer:
         """After a step that was not finite: back to the start of the epoch, at a quarter of the rate."""
         if self.rate_cuts == _RATE_CUTS:
             raise Refused("finetune", f"the loss is not finite even at a rate of {self._rate():.2g}")
-        cuts = self.rate_cuts + 1
-        self.student.load_state_dict(self.safe["student"])
-        self.optimizer.load_state_dict(copy.deepcopy(self.safe["optimizer"]))
-        self.average = copy.deepcopy(self.safe["average"])
-        self.step, self.loss_sum, self.rate_cuts = self.safe["step"], self.safe["loss_sum"], cuts
+        self._go_to(self.safe)
+        self.rate_cuts += 1
 
     def _update_average(self) -> None:
         if self.average is None or self.config.ema_decay is None:
@@ -304,16 +298,19 @@ class Trainer:
         best = self._best()
         self.loss_sum = 0.0
         self.elapsed_s = time.perf_counter() - self.started
-        epoch = -(-self.step // self.steps_per_epoch)
-        self.history.append(EpochRecord(epoch, loss, value, self._rate(), self.elapsed_s))
+        self.history.append(EpochRecord(self._epoch(), loss, value, self._rate(), self.elapsed_s))
         if best is None or self._better(value, best.metric):
             write_bytes(self.folder / "best.onnx", proto.SerializeToString())
-        self._remember()
+        self.safe = copy.deepcopy(self._now())
         self._save()
+
+    def _epoch(self) -> int:
+        """Epochs begun."""
+        return -(-self.step // self.steps_per_epoch)
 
     def _evaluate(self, proto: onnx.ModelProto) -> float:
         split, preprocess = self.data.validation, self.data.preprocess
-        threads = self.execution.threads
+        threads = self.execution.threads * self.execution.replicas
         if not self.metric.needs_labels and self.original_outputs is None:
             self.original_outputs = predict(self.original, split, preprocess, threads=threads)
         outputs = predict(proto, split, preprocess, threads=threads)
@@ -331,25 +328,36 @@ class Trainer:
                 best = record
         return best
 
-    def _remember(self) -> None:
-        self.safe = copy.deepcopy(self._state())
-
-    def _state(self) -> dict[str, Any]:
+    def _now(self) -> dict[str, Any]:
+        """What a step changes."""
         return {
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "step": self.step,
+            "loss_sum": self.loss_sum,
+        }
+
+    def _go_to(self, state: dict[str, Any]) -> None:
+        """Go on from what ``_now`` gave, which stays as it is."""
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        average, device = state["average"], self.execution.device
+        self.average = None if average is None else {n: v.to(device, copy=True) for n, v in average.items()}
+        self.step, self.loss_sum = state["step"], state["loss_sum"]
+
+    def _save(self) -> None:
+        """Write a checkpoint; inside an epoch with its start, where a step that is not finite leads back to."""
+        state = {
+            "now": self._now(),
+            "safe": None if self.step == self.safe["step"] else self.safe,
             "elapsed_s": self.elapsed_s,
             "rate_cuts": self.rate_cuts,
-            "loss_sum": self.loss_sum,
             "history": [asdict(record) for record in self.history],
             "execution": self.execution.as_dict(),
             "fingerprint": self.fingerprint,
         }
-
-    def _save(self) -> None:
-        save_checkpoint(self.folder / "checkpoint.pt", self._state())
+        save_checkpoint(self.folder / "checkpoint.pt", state)
 
     def _progress(self, loss: float) -> FinetuneProgress:
         epoch = self.step // self.steps_per_epoch
