@@ -1,7 +1,8 @@
 """One form for programs that mean the same by plain reading, and a digest of it.
 
-Before -> after: dead code goes, ``pad by 0`` and its kind go, equal instructions merge, instructions and the
-operands of the commuting ones come in one order. No arithmetic is reassociated; only a zero may change its sign.
+Before -> after: constants are folded, dead code goes, ``pad by 0`` and its kind go, equal instructions merge,
+instructions and the operands of the commuting ones come in one order. No arithmetic is reassociated; only a zero
+may change its sign.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from opadapt.ir.compute import split_einsum
+from opadapt.ir.fold import fold_constants
 from opadapt.ir.instructions import COMMUTATIVE
 from opadapt.ir.program import Builder, Instruction, Program, make
 from opadapt.ir.spec import Attrs
@@ -109,6 +111,7 @@ def canonical(program: Program) -> Program:
 
     Operands of commuting instructions come computed values first, those made of parameters alone after them.
     """
+    program = fold_constants(program)
     stands = _simplified(program)
     hashes = _hashes(program, stands)
     builder = Builder(program.inputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from opadapt.errors import ProgramError, Refused
 from opadapt.ir.cost import count_params
 from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
+from opadapt.search.edit import DoesNotApply
 from opadapt.search.space import Space
 from opadapt.search.vary import seeds, vary
 
@@ -73,7 +75,10 @@ def _winner(a: Individual, b: Individual) -> Individual:
 
 
 class Evolution:
-    """Ask for candidates, tell their results, until ``done``. Deterministic given the rng and the results."""
+    """Ask for candidates, tell their results, until ``done``. Deterministic given the rng and the results.
+
+    ``refusals`` counts what was made but never asked for, by stage and reason.
+    """
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class Evolution:
         self.population: list[Individual] = [Individual(original, scores)]
         self.archive: list[Individual] = []
         self.seen: set[str] = {original.digest}
+        self.refusals: Counter[tuple[str, str]] = Counter()
         self.generation = 0
         self._asked: list[Candidate] | None = None
 
@@ -127,12 +133,17 @@ class Evolution:
     def _fresh(self, candidate: Candidate) -> bool:
         name = candidate.digest
         if name in self.seen:
+            self.refusals["seen", "the same program as an earlier candidate"] += 1
             return False
         self.seen.add(name)
         return True
 
+    def _refuse(self, error: ProgramError | Refused) -> None:
+        refused = error if isinstance(error, Refused) else Refused("verify", error.message)
+        self.refusals[refused.stage, refused.reason] += 1
+
     def _seeds(self) -> list[Candidate]:
-        made = seeds(self.original, self.space, int(self.rng.integers(2**31)))
+        made = seeds(self.original, self.space, int(self.rng.integers(2**31)), self._refuse)
         return [candidate for candidate in made if self._fresh(candidate)]
 
     def _children(self) -> list[Candidate]:
@@ -141,16 +152,15 @@ class Evolution:
             if len(children) == self.config.population:
                 break
             try:
-                child = vary(self._parents(), self.space, self.config, self.rng)
-            except ProgramError:
+                child = vary(self._parents(), self.space, self.config, self.rng, self._refuse)
+            except DoesNotApply:
                 continue
             if self._fresh(child):
                 children.append(child)
         return children
 
     def _parents(self) -> tuple[Candidate, Candidate]:
-        """Winners of two binary tournaments."""
-        tools.emo.assignCrowdingDist(self.population)
+        """Winners of two binary tournaments, by the crowding distances of selection, which are per front."""
         with _global_random(self.rng):
             pool = tools.selRandom(self.population, 4)
         return _winner(*pool[:2]).candidate, _winner(*pool[2:]).candidate

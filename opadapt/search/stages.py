@@ -12,12 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from opadapt.errors import OpadaptError, ProgramError, Refused
 from opadapt.ir.cost import count_bytes, count_macs, count_params
 from opadapt.ir.interpret import run
+from opadapt.ir.spec import Array
 from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
 from opadapt.search.evolve import Scores
@@ -32,6 +34,13 @@ Stage = Callable[[Iterable[Candidate]], Results]
 
 def _unseen(done: int, detail: str) -> None:
     """Progress that nobody looks at."""
+
+
+def _probe(candidate: Candidate) -> Array:
+    """A candidate's output on normal inputs at batch 1, the same ones for all of a signature."""
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(t.at_batch(1)).astype(np.float32) for t in candidate.program.inputs]
+    return run(candidate.program, inputs, candidate.bindings[0])
 
 
 @dataclass
@@ -140,15 +149,19 @@ class Stages:
         if 0 not in {a for step in candidate.program.body for a in step.args} | {candidate.program.output}:
             raise Refused("static", "the input is not used")
 
+    @cached_property
+    def _original_is_finite(self) -> bool:
+        return bool(np.isfinite(_probe(self.original)).all())
+
     def _repeated(self, candidate: Candidate) -> None:
         """Another way to write a function that was tried at the same cost: nothing is measured or trained twice."""
         program = candidate.program
-        rng = np.random.default_rng(0)
-        inputs = [rng.standard_normal(t.at_batch(1)).astype(np.float32) for t in program.inputs]
         try:
-            output = run(program, inputs, candidate.bindings[0])
+            output = _probe(candidate)
         except ProgramError as error:
             raise Refused("verify", error.message) from error
+        if self._original_is_finite and not np.isfinite(output).all():
+            raise Refused("verify", "not finite on random inputs, on which the original is")
         scale = float(np.abs(output).max()) or 1.0
         rounded = np.round(output / scale, PROBE_DECIMALS) + 0.0  # + 0.0: there is one zero
         function = hashlib.sha256(rounded.tobytes()).digest()

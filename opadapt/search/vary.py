@@ -1,8 +1,11 @@
-"""Variation: seeds, mutation (a rule, or a point mutation) and crossover, on candidates. Every rng is explicit."""
+"""Variation: seeds, mutation (a rule, or a point mutation) and crossover, on candidates. Every rng is explicit.
+
+What is made but does not type-check is told to ``refuse``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -10,11 +13,18 @@ from opadapt.errors import ProgramError, Refused
 from opadapt.ir.program import Binding, Builder, Instruction, Program
 from opadapt.search.candidate import Candidate, rebind, tidy
 from opadapt.search.config import SearchConfig
+from opadapt.search.edit import DoesNotApply, pick
 from opadapt.search.point import MUTATIONS
 from opadapt.search.rewrite import Choice, Match, apply, variants
 from opadapt.search.space import Rule, Space
 
 ATTEMPTS = 30  # tries before a variation gives up; most edits of a small program do not type-check
+
+Refuse = Callable[[ProgramError | Refused], None]
+
+
+def _uncounted(error: ProgramError | Refused) -> None:
+    """Refusals that nobody counts."""
 
 
 def rewrite(candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed: int) -> Candidate:
@@ -28,40 +38,45 @@ def rewrite(candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed
     return tidy(made[0][0], tuple(binding for _, binding in made), origin)
 
 
-def seeds(original: Candidate, space: Space, seed: int) -> Iterator[Candidate]:
+def seeds(original: Candidate, space: Space, seed: int, refuse: Refuse = _uncounted) -> Iterator[Candidate]:
     """Every seed rule of the space applied once, at every match and with every choice."""
     for rule in map(space.rule, space.seeds):
         for match, choice in variants(rule, original.program):
             try:
                 yield rewrite(original, rule, match, choice, seed)
-            except (ProgramError, Refused):
-                continue
+            except (ProgramError, Refused) as error:
+                refuse(error)
 
 
-def mutate(candidate: Candidate, space: Space, config: SearchConfig, rng: np.random.Generator) -> Candidate:
-    """One mutation: a rule at a random match, or a point mutation. Raises ProgramError when all tries fail."""
+def mutate(
+    candidate: Candidate,
+    space: Space,
+    config: SearchConfig,
+    rng: np.random.Generator,
+    refuse: Refuse = _uncounted,
+) -> Candidate:
+    """One mutation: a rule at a random match, or a point mutation. Raises DoesNotApply when all tries fail."""
     for _ in range(ATTEMPTS):
         try:
             if rng.random() < config.rewrite and space.rules:
                 return _rewrite_somewhere(candidate, space, rng)
             return _point(candidate, space, rng)
-        except (ProgramError, Refused):
+        except DoesNotApply:
             continue
-    raise ProgramError(f"no mutation fits after {ATTEMPTS} tries")
+        except (ProgramError, Refused) as error:
+            refuse(error)
+    raise DoesNotApply(f"no mutation fits after {ATTEMPTS} tries")
 
 
 def _rewrite_somewhere(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
-    rule = space.rules[int(rng.integers(len(space.rules)))]
-    found = list(variants(rule, candidate.program))
-    if not found:
-        raise ProgramError(f"rule {rule.name} matches nowhere")
-    match, choice = found[int(rng.integers(len(found)))]
+    rule = pick(rng, space.rules, "rule")
+    match, choice = pick(rng, list(variants(rule, candidate.program)), f"match of rule {rule.name}")
     return rewrite(candidate, rule, match, choice, int(rng.integers(2**31)))
 
 
 def _point(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
-    name = list(MUTATIONS)[int(rng.integers(len(MUTATIONS)))]
-    program = MUTATIONS[name](candidate.program, rng, space.instructions)
+    name = pick(rng, list(MUTATIONS), "mutation")
+    program = MUTATIONS[name](candidate.program, rng, space)
     seed = int(rng.integers(2**31))
     bindings = tuple(rebind(program, b, np.random.default_rng(seed)) for b in candidate.bindings)
     return tidy(program, bindings, f"{candidate.origin} > {name}")
@@ -78,7 +93,7 @@ def _renamed(program: Program, taken: dict[str, str]) -> list[Instruction]:
 
 def crossover(first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
     """The second's program with one of its values computed by the first: a prefix of one, a suffix of the
-    other, cut where the tensor types are equal. Raises ProgramError where no cut points agree."""
+    other, cut where the tensor types are equal. Raises DoesNotApply where no cut points agree."""
     a, b = first.program, second.program
     cuts = [
         (u, v)
@@ -86,9 +101,7 @@ def crossover(first: Candidate, second: Candidate, rng: np.random.Generator) -> 
         for v in range(len(b.inputs), len(b.types))
         if a.types[u] == b.types[v] and a.types[u].batch_axis == 0 and v != b.output
     ]
-    if not cuts:
-        raise ProgramError("no cut points of equal type")
-    u, v = cuts[int(rng.integers(len(cuts)))]
+    u, v = pick(rng, cuts, "cut points of equal type")
     names = {
         name: _free(name, set(a.params) | set(b.params))
         for name in b.params
@@ -125,13 +138,20 @@ def _free(stem: str, taken: set[str]) -> str:
 
 
 def vary(
-    parents: tuple[Candidate, Candidate], space: Space, config: SearchConfig, rng: np.random.Generator
+    parents: tuple[Candidate, Candidate],
+    space: Space,
+    config: SearchConfig,
+    rng: np.random.Generator,
+    refuse: Refuse = _uncounted,
 ) -> Candidate:
-    """A child: crossover with the configured probability, a mutation otherwise or when no cut fits."""
+    """A child: crossover with the configured probability, a mutation otherwise or when no cut fits. Raises
+    DoesNotApply when all tries fail."""
     if rng.random() < config.crossover:
         for _ in range(ATTEMPTS):
             try:
                 return crossover(*parents, rng)
-            except ProgramError:
-                continue
-    return mutate(parents[0], space, config, rng)
+            except DoesNotApply:
+                break
+            except ProgramError as error:
+                refuse(error)
+    return mutate(parents[0], space, config, rng, refuse)

@@ -151,7 +151,7 @@ def explore(
         _timed_again(context, spread(front, config.finalists), again),
         tuple(front),
         tuple(evolution.archive),
-        dict(stages.refusals),
+        dict(evolution.refusals + stages.refusals),
     )
 
 

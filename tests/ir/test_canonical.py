@@ -160,3 +160,48 @@ def test_bias_comes_second() -> None:
 
 def test_plain_einsum() -> None:
     assert plain_einsum("nchwij,ocij->nohw") == "abcdef,gbef->agcd"
+
+
+@pytest.mark.parametrize(
+    ("lines", "shape", "value"),
+    [
+        ("%1 = const shape=() value=2.0\n%2 = const shape=() value=3.0\n%3 = mul %1 %2", "()", 6.0),
+        (
+            "%1 = const shape=() value=0.1\n%2 = broadcast %1 shape=(4,)\n%3 = reshape %2 shape=(1,4)",
+            "(1,4)",
+            0.1,
+        ),
+        ("%1 = const shape=(4,) value=3.0\n%2 = neg %1\n%3 = clip %2 max=1.0 min=-2.0", "(4,)", -2.0),
+        ("%1 = const shape=() value=-1.0\n%2 = const shape=(4,) value=5.0\n%3 = where %1 %1 %2", "(4,)", 5.0),
+        ("%1 = const shape=() value=0.0\n%2 = reciprocal %1\n%3 = sub %1 %2", "()", float("-inf")),
+    ],
+)
+def test_constants_fold(lines: str, shape: str, value: float) -> None:
+    head = "program(f32[N,4]) -> f32[N,4]\n"
+    program = parse_program(f"{head}{lines}\n%4 = maximum %0 %3\nreturn %4")
+    folded = f"{head}%1 = const shape={shape} value={value}\n%2 = maximum %0 %1\nreturn %2"
+    assert print_program(canonical(program)) == folded
+    assert digest(program) == digest(parse_program(folded))
+
+
+def test_a_folded_constant_may_be_neutral() -> None:
+    lines = "%1 = const shape=() value=2.0\n%2 = div %1 %1\n%3 = mul %0 %2\nreturn %3"
+    assert canonical(parse_program(f"program(f32[N,4]) -> f32[N,4]\n{lines}")).body == ()
+
+
+@pytest.mark.parametrize(
+    "line", ["log %1", "pad %1 pads=((1,0),(0,0)) value=0.0"], ids=["NaN", "not one number"]
+)
+def test_what_no_constant_can_state_stays(line: str) -> None:
+    head = "program(f32[2,4]) -> f32[2,4]\n%1 = const shape=(1,4) value=-1.0\n"
+    program = parse_program(f"{head}%2 = {line}\n%3 = maximum %0 %2\nreturn %3")
+    assert {step.op for step in canonical(program).body} == {"const", line.split()[0], "maximum"}
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.1, float(np.float32(0.1))), (0.0, -0.0)])
+def test_equal_constants_have_one_form(one: float, other: float) -> None:
+    programs = (
+        parse_program(f"program(f32[4]) -> f32[4]\n%1 = const shape=() value={v}\n%2 = mul %0 %1\nreturn %2")
+        for v in (one, other)
+    )
+    assert len({digest(program) for program in programs}) == 1

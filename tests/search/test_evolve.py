@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from programs import block_candidate
 
-from opadapt.errors import Refused
+from opadapt.errors import ProgramError, Refused
 from opadapt.ir.cost import count_macs, count_params
 from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
+from opadapt.search.edit import DoesNotApply
 from opadapt.search.evolve import Evolution, Individual, Scores
 from opadapt.search.space import load_space
 
@@ -72,6 +74,71 @@ def test_refused_candidates_never_enter_selection() -> None:
     batch = evolution.ask()
     evolution.tell([Refused("latency", "no faster") for _ in batch])
     assert [i.candidate for i in evolution.population] == [ORIGINAL] and not evolution.archive
+
+
+def beats(one: Individual, other: Individual) -> bool:
+    """Whether one is nowhere worse than the other, and somewhere better."""
+    pairs = list(zip(one.fitness.values, other.fitness.values, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def random_scores(candidates: Sequence[Candidate], rng: np.random.Generator) -> list[Scores | Refused]:
+    """Latency and damage mostly go together, so that few candidates are on the front."""
+    return [Scores(v, v + rng.uniform(0, 0.1)) for v in rng.uniform(0.1, 1, len(candidates))]
+
+
+def test_those_that_no_other_beats_survive() -> None:
+    rng = np.random.default_rng(0)
+    config = SearchConfig(population=12, generations=3)
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, config, rng)
+    while not evolution.done:
+        before = list(evolution.population)
+        asked = evolution.ask()
+        evolution.tell(random_scores(asked, rng))
+        found = evolution.archive[len(evolution.archive) - len(asked) :]
+        best = [i for i in before + found if not any(beats(o, i) for o in before + found)]
+        assert len(evolution.population) == config.population
+        kept = set(evolution.population)
+        assert kept >= set(best) if len(best) <= config.population else kept <= set(best)
+
+
+def test_parents_are_drawn_by_the_crowding_within_their_front() -> None:
+    rng = np.random.default_rng(1)
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, SearchConfig(population=12), rng)
+    evolution.tell(random_scores(evolution.ask(), rng))
+    population = evolution.population
+    assert any(beats(one, other) for one in population for other in population)  # several fronts
+    crowding = [i.fitness.crowding_dist for i in population]
+    evolution.ask()
+    assert [i.fitness.crowding_dist for i in population] == crowding
+
+
+def test_what_is_never_asked_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = CONFIG.population * 20
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, CONFIG, np.random.default_rng(0))
+    evolution.tell(evaluate(evolution.ask()))
+    evolution.refusals.clear()
+
+    def repeats(*args: Any) -> Candidate:
+        return ORIGINAL
+
+    monkeypatch.setattr("opadapt.search.evolve.vary", repeats)
+    assert evolution.ask() == []
+    assert evolution.refusals == {("seen", "the same program as an earlier candidate"): tries}
+    evolution.tell([])
+    evolution.refusals.clear()
+
+    def fails(*args: Any) -> Candidate:
+        args[-1](ProgramError("sizes differ"))
+        raise DoesNotApply("no mutation fits")
+
+    monkeypatch.setattr("opadapt.search.evolve.vary", fails)
+    assert evolution.ask() == []
+    assert evolution.refusals == {("verify", "sizes differ"): tries}
+
+
+def test_a_search_tells_of_both() -> None:
+    assert {stage for stage, _ in search(1).refusals} == {"seen", "verify"}
 
 
 def test_fitness_must_be_finite() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 from programs import block_candidate
 
 from opadapt.errors import ProgramError, Refused
+from opadapt.ir.program import make
 from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
 from opadapt.search.evolve import Scores
@@ -86,6 +88,17 @@ def test_the_same_function_at_the_same_cost_is_seen_once() -> None:
     first, second = made.evaluate([BATCH[0], renamed])
     assert first == Scores(0.5, 0.1) and latency.asked == 1
     assert isinstance(second, Refused) and second.stage == "seen"
+
+
+def test_what_is_not_finite_where_the_original_is_costs_no_measurement() -> None:
+    program = ORIGINAL.program
+    body = (*program.body[:-1], make("log", program.body[-1].args))
+    logarithm = Candidate(replace(program, body=body), ORIGINAL.bindings, "relu -> log")
+    latency, damage = Counting([0.5]), Counting([0.1])
+    (result,) = stages(latency, damage).evaluate([logarithm])
+    assert isinstance(result, Refused) and result.stage == "verify" and latency.asked == 0
+    made = Stages(logarithm, 1.0, SearchConfig(), lambda candidate: None, latency, damage)
+    assert made.evaluate([logarithm]) == [Scores(0.5, 0.1)]
 
 
 def test_what_does_not_lower_is_refused_by_name() -> None:

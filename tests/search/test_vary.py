@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import block_candidate
 
-from opadapt.errors import ProgramError
+from opadapt.errors import ProgramError, Refused
 from opadapt.ir.interpret import run
-from opadapt.ir.text import print_program
-from opadapt.search.candidate import Candidate, inherit, rebind
+from opadapt.ir.text import parse_program, print_program
+from opadapt.search.candidate import Candidate, inherit
 from opadapt.search.config import SearchConfig
+from opadapt.search.edit import DoesNotApply
 from opadapt.search.point import MUTATIONS
 from opadapt.search.space import load_space
 from opadapt.search.vary import crossover, mutate, seeds, vary
@@ -33,37 +37,6 @@ def assert_valid(candidate: Candidate) -> None:
     assert run(candidate.program, [X], candidate.bindings[0]).shape == X.shape
 
 
-@pytest.mark.parametrize("name", sorted(set(MUTATIONS) - {"groups"}))
-def test_point_mutation_gives_valid_programs(name: str) -> None:
-    made = 0
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        try:
-            program = MUTATIONS[name](ORIGINAL.program, rng, SPACE.instructions)
-        except ProgramError:
-            continue
-        made += 1
-        assert program.signature == ORIGINAL.program.signature
-        assert run(program, [X], rebind(program, ORIGINAL.bindings[0], rng)).shape == X.shape
-    assert made >= 10
-
-
-def test_groups_doubles_or_halves_a_grouped_convolution() -> None:
-    grouped = next(c for c in seeds(ORIGINAL, SPACE, 0) if "grouped_shuffle" in c.origin)
-    counts = set()
-    for seed in range(30):
-        try:
-            made = MUTATIONS["groups"](grouped.program, np.random.default_rng(seed), SPACE.instructions)
-        except ProgramError:
-            continue
-        weights = [s.attr["shape"] for s in made.body if s.op == "param" and len(s.attr["shape"]) == 5]
-        counts |= {shape[0] for shape in weights}
-    before = next(
-        s.attr["shape"][0] for s in grouped.program.body if s.op == "param" and len(s.attr["shape"]) == 5
-    )
-    assert 2 * before in counts
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31))
 def test_mutants_of_mutants_stay_valid(seed: int) -> None:
@@ -74,16 +47,77 @@ def test_mutants_of_mutants_stay_valid(seed: int) -> None:
     assert_valid(candidate)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31))
-def test_crossover_joins_a_prefix_and_a_suffix(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    first, second = (mutate(ORIGINAL, SPACE, CONFIG, rng) for _ in range(2))
-    try:
-        child = crossover(first, second, rng)
-    except ProgramError:
-        return  # no cut of equal type
-    assert_valid(child)
+def own_weights(candidate: Candidate, other: Candidate) -> set[bytes]:
+    """The weights that a candidate has and the other has not."""
+    mine, theirs = ({w.tobytes() for w in c.bindings[0].values()} for c in (candidate, other))
+    return mine - theirs
+
+
+def test_crossover_joins_a_prefix_and_a_suffix() -> None:
+    parents = list(seeds(ORIGINAL, SPACE, 0))
+    made = mixed = 0
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        first, second = (parents[int(i)] for i in rng.choice(len(parents), 2, replace=False))
+        try:
+            child = crossover(first, second, rng)
+        except ProgramError:
+            continue  # no cut of equal type, or a cut whose suffix does not fit
+        assert_valid(child)
+        made += 1
+        weights = {w.tobytes() for w in child.bindings[0].values()}
+        new = child.digest not in (first.digest, second.digest)
+        mixed += bool(new and weights & own_weights(first, second) and weights & own_weights(second, first))
+    assert made >= 20
+    assert mixed >= 5
+
+
+def test_a_rewrite_mutation_applies_any_rule_anywhere() -> None:
+    config = SearchConfig(rewrite=1.0)
+    made: defaultdict[str, set[str]] = defaultdict(set)
+    for seed in range(50):
+        child = mutate(ORIGINAL, SPACE, config, np.random.default_rng(seed))
+        made[child.origin].add(child.digest)
+    rules = {origin.removeprefix("original > ").split("(")[0] for origin in made}
+    assert rules <= {rule.name for rule in SPACE.rules}
+    assert len(rules) >= 10
+    assert any(len(places) > 1 for places in made.values())  # one rule, with one choice, at several places
+
+
+def test_a_point_mutation_is_named() -> None:
+    config = SearchConfig(rewrite=0.0)
+    made = [mutate(ORIGINAL, SPACE, config, np.random.default_rng(seed)).origin for seed in range(40)]
+    names = {origin.removeprefix("original > ") for origin in made}
+    assert names <= set(MUTATIONS)
+    assert len(names) >= 6
+
+
+def test_what_does_not_type_check_is_told_and_what_does_not_apply_is_not() -> None:
+    told: list[ProgramError | Refused] = []
+    for seed in range(20):
+        mutate(ORIGINAL, SPACE, SearchConfig(rewrite=0.0), np.random.default_rng(seed), told.append)
+    assert told
+    assert not any(isinstance(error, DoesNotApply) for error in told)
+
+
+def test_seeds_that_do_not_type_check_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> Candidate:
+        raise ProgramError("sizes differ")
+
+    monkeypatch.setattr("opadapt.search.vary.rewrite", fails)
+    told: list[ProgramError | Refused] = []
+    assert not list(seeds(ORIGINAL, SPACE, 0, told.append))
+    assert {str(error) for error in told} == {"sizes differ"}
+
+
+def test_a_mutation_that_never_fits_gives_up() -> None:
+    nothing = replace(SPACE, rules=(), instructions=frozenset(), choices={})
+    program = parse_program("program(f32[N,4]) -> f32[N,4]\n%1 = relu %0\nreturn %1")
+    # one instruction, which no other may replace: it can be dropped, and no more
+    left = mutate(Candidate(program, ({},), "original"), nothing, CONFIG, np.random.default_rng(0))
+    assert left.program.body == ()
+    with pytest.raises(DoesNotApply, match="no mutation fits"):
+        mutate(left, nothing, CONFIG, np.random.default_rng(0))
 
 
 def test_every_rule_seed_is_valid_and_the_rules_are_many() -> None:
