@@ -26,6 +26,7 @@ from opadapt.measure.lock import measuring_lock
 from opadapt.train.damage import OutputKind, damage
 from opadapt.train.distil import DistilConfig, distil
 from opadapt.train.evaluate import run_batched
+from opadapt.train.speed import cores
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Workers:
     """A pool of spawned processes, started at first use."""
 
     def __init__(self, count: int) -> None:
-        self.count = count or len(os.sched_getaffinity(0))
+        self.count = count or cores()
         self.chunk = 4 * self.count  # tasks handed over at once: their models are held in memory
         self._pool: ProcessPoolExecutor | None = None
 
