@@ -137,6 +137,9 @@ def profile(
     threads: Annotated[int, typer.Option(min=1, help="Threads within an operator.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many nodes to print.")] = 20,
+    weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of the share of latency; the rest weighs parameters.")
+    ] = 1.0,
 ) -> None:
     """Show where the time of a model goes on a device, worst node first."""
     from opadapt.experiment import parse_shape
@@ -151,7 +154,7 @@ def profile(
     loaded = load(model, shapes)
     with open_device(device, threads, host) as opened:
         found = measure(opened, loaded, Timing(threads=threads))
-    ranked = rank_nodes(found, RankConfig())
+    ranked = rank_nodes(found, RankConfig(weight=weight))
     print_profile(found, ranked, top, Console())
     if json_file is not None:
         write_profile(profile_values(found, ranked, model, device, threads), json_file)

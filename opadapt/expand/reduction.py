@@ -11,22 +11,47 @@ from opadapt.expand.context import Context, attributes, axis_of, refuse
 Handler = Callable[[Context, onnx.NodeProto], int]
 
 
-def reduce(op: str) -> Handler:
-    """A reduction; the axes are an input (opset 18 and later) or an attribute."""
+def reduce(op: str, before: str | None = None, after: str | None = None) -> Handler:
+    """A reduction, with an element-wise instruction before it and after it."""
 
     def expand(ctx: Context, node: onnx.NodeProto) -> int:
-        x, attrs = ctx.activation(node, 0), attributes(node)
-        axes = ctx.ints(node, 1)
-        if axes is None:
-            axes = tuple(attrs.get("axes", ()))
+        x = ctx.activation(node, 0)
+        axes = _axes(ctx, node, x)
         if not axes:
-            if attrs.get("noop_with_empty_axes", 0):
-                return x
-            axes = tuple(range(ctx.rank(x)))
-        wanted = tuple(sorted(axis_of(node, axis, ctx.rank(x)) for axis in axes))
-        return ctx.emit(op, x, axes=wanted, keepdims=int(attrs.get("keepdims", 1)))
+            if before or after:  # implementations differ: some leave the element-wise part, some nothing
+                raise refuse(node, "no axes")
+            return x
+        x = ctx.emit(before, x) if before else x
+        reduced = ctx.emit(op, x, axes=axes, keepdims=_keepdims(node))
+        return ctx.emit(after, reduced) if after else reduced
 
     return expand
+
+
+def log_sum_exp(ctx: Context, node: onnx.NodeProto) -> int:
+    """log(sum(exp(x - max))) + max, which does not overflow."""
+    x = ctx.activation(node, 0)
+    axes = _axes(ctx, node, x)
+    if not axes:
+        raise refuse(node, "no axes")
+    largest = ctx.emit("max", x, axes=axes, keepdims=1)
+    powers = ctx.emit("exp", ctx.emit("sub", x, largest))
+    total = ctx.emit("log", ctx.emit("sum", powers, axes=axes, keepdims=_keepdims(node)))
+    return ctx.emit("add", total, ctx.reshape(largest, ctx.shape(total)))
+
+
+def _axes(ctx: Context, node: onnx.NodeProto, x: int) -> tuple[int, ...]:
+    """The axes, an input (opset 18 and later) or an attribute: all where none are given, none where the node then
+    does nothing."""
+    attrs = attributes(node)
+    axes = ctx.ints(node, 1) or tuple(attrs.get("axes", ()))
+    if not axes and not attrs.get("noop_with_empty_axes", 0):
+        axes = tuple(range(ctx.rank(x)))
+    return tuple(sorted(axis_of(node, axis, ctx.rank(x)) for axis in axes))
+
+
+def _keepdims(node: onnx.NodeProto) -> int:
+    return int(attributes(node).get("keepdims", 1))
 
 
 def softmax(ctx: Context, node: onnx.NodeProto) -> int:

@@ -1,11 +1,13 @@
 """Where the time of a model goes, in terms of its original nodes.
 
 Profiling inflates: every kernel's time contains the making of its profile event. The un-profiled wall time is
-the truth, profiled kernel times only say how to divide it.
+the truth, profiled kernel times only say how to divide it. Where they do not fill it although they are inflated,
+the rest was spent between the kernels and belongs to no node.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ from opadapt.measure.device import Device, Kernel
 from opadapt.measure.timing import Estimate, Timing, median_latency
 from opadapt.model.graph import Model
 from opadapt.model.save import at_batch
+
+BETWEEN = "between kernels"  # the name of wall time that no kernel took
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Profile:
     """``nodes`` in topological order; their latencies sum to ``covered`` x the wall time.
 
     ``covered``: the part of the wall time that belongs to original nodes. ``unattributed``: (kernel, seconds)
-    of the rest. ``conditions``: what the device said about itself.
+    of the rest, ``BETWEEN`` first. ``conditions``: what the device said about itself.
     """
 
     wall: Estimate
@@ -61,7 +65,9 @@ def profile(device: Device, model: Model, timing: Timing) -> Profile:
     constants = {i.name for i in proto.graph.initializer}
     costs = {n.name: (n.op_type, node_cost(n, shapes, constants)) for n in proto.graph.node}
     latency_s = dict.fromkeys(costs, 0.0)
-    unattributed = []
+    filled_s = sum(k.latency_s for k in kernels)
+    full = filled_s >= wall.value or math.isclose(filled_s, wall.value)
+    unattributed = [] if full else [(BETWEEN, wall.value - filled_s)]
     for kernel, index in zip(kernels, match_kernels(raw.kernels, optimized.node), strict=True):
         names = owners[index] if index is not None else ()
         for name, part in shares(kernel.op_type, {name: costs[name] for name in names}).items():
@@ -77,17 +83,18 @@ def profile(device: Device, model: Model, timing: Timing) -> Profile:
 
 
 def wall_times(kernels: Sequence[Kernel], wall_s: float) -> tuple[Kernel, ...]:
-    """Kernels with times that sum to the wall time.
+    """Kernels with times that sum to at most the wall time.
 
     What the profile has too much is the same for every kernel (one event each): it is taken off each of them,
-    as far as the smallest allows; a tenth of that one is left, because nothing is free. The rest is scaled.
+    as far as the smallest allows; a tenth of that one is left, because nothing is free. The rest is scaled
+    down. Times are never scaled up: what is missing to the wall time was not spent in kernels. Raises DeviceError.
     """
     total_s = sum(k.latency_s for k in kernels)
     if not kernels or total_s <= 0:
         raise DeviceError("the profile has no kernel times", expected="one per node of the optimised model")
     excess_s = max(0.0, total_s - wall_s) / len(kernels)
     event_s = min(excess_s, 0.9 * min(k.latency_s for k in kernels))
-    factor = wall_s / (total_s - event_s * len(kernels))
+    factor = min(1.0, wall_s / (total_s - event_s * len(kernels)))
     return tuple(Kernel(k.name, k.op_type, (k.latency_s - event_s) * factor) for k in kernels)
 
 

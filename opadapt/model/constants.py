@@ -168,6 +168,15 @@ def _same_type(
     return same_element and shapes.dims_of(a) == shapes.dims_of(b)
 
 
+def _whole_slice(
+    node: onnx.NodeProto, types: Mapping[str, onnx.ValueInfoProto], constants: Mapping[str, NDArrayAny]
+) -> bool:
+    """With steps ahead alone, what has all elements has them in their order; a flip keeps the type as well."""
+    steps = node.input[4] if len(node.input) > 4 else ""
+    ahead = not steps or (steps in constants and min(constants[steps].tolist(), default=1) > 0)
+    return ahead and _same_type(node, types, constants)
+
+
 def _no_training(
     node: onnx.NodeProto, types: Mapping[str, onnx.ValueInfoProto], constants: Mapping[str, NDArrayAny]
 ) -> bool:
@@ -196,7 +205,8 @@ _IDENTITIES: dict[str, Callable[..., bool]] = {
     "Dropout": _no_training,
     "Pad": _pads_nothing,
     "Transpose": _identity_perm,
-    **dict.fromkeys(("Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Slice"), _same_type),
+    **dict.fromkeys(("Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"), _same_type),
+    "Slice": _whole_slice,
     "Concat": lambda node, *_: len(node.input) == 1,
 }
 

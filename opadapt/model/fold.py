@@ -6,7 +6,7 @@ Pad, Pad -> Pad; Slice, Slice on other axes -> Slice; Relu, Relu -> Relu.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -53,14 +53,32 @@ def _pad_pad(bench: Bench, node: onnx.NodeProto) -> bool:
     first = bench.sole_producer(node.input[0])
     if first is None or first.op_type != "Pad":
         return False
-    a, b = bench.padding(first), bench.padding(node)
-    if a is None or b is None or a[1] != b[1]:
+    a, b, sizes = bench.padding(first), bench.padding(node), bench.shapes.get(first.input[0])
+    if a is None or b is None or sizes is None or a[1] != b[1]:
         return False
-    total = [x + y for x, y in zip(a[0], b[0], strict=True)]
+    total = _one_pad(sizes, a[0], b[0])
+    if total is None:
+        return False
     bench.replace_input(node, 1, np.array(total, np.int64), "pads")
     del node.input[3:]
     bench.bypass(first, node)
     return True
+
+
+def _one_pad(sizes: Sequence[int | str], first: list[int], second: list[int]) -> list[int] | None:
+    """The pads (lows, then highs; negative ones crop) that act as two in a row on an input of these sizes.
+
+    None where no single pad does: the second pad replaces what the first cropped, or crops the padding of the other
+    side too.
+    """
+    total = [x + y for x, y in zip(first, second, strict=True)]
+    if any(x < 0 < y for x, y in zip(first, second, strict=True)):
+        return None
+    for size, low, high in zip(sizes, total[: len(sizes)], total[len(sizes) :], strict=True):
+        cropped = min(low, 0) + min(high, 0)
+        if cropped and not (isinstance(size, int) and size + cropped > 0):
+            return None
+    return total
 
 
 def _pad_conv(bench: Bench, node: onnx.NodeProto) -> bool:

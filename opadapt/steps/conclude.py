@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 
 from opadapt.measure.profile import Profile
-from opadapt.model.fold import fold
 from opadapt.model.graph import Model
 from opadapt.model.regions import unsupported
 from opadapt.model.save import export, write_atomic
@@ -36,6 +35,7 @@ from opadapt.steps.boards import compare_boards
 from opadapt.steps.context import Context
 from opadapt.steps.exact import NOTHING
 from opadapt.steps.final import compare_files
+from opadapt.steps.folding import folded
 from opadapt.steps.history import History
 from opadapt.steps.tuning import compare, metric_of
 from opadapt.train.data import Dataset
@@ -47,7 +47,7 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     """Write adapted.onnx, report.json and report.html. An adapted model that is not measurably faster is not
     exported: the original is, and the verdict says so."""
     experiment = context.experiment
-    final = fold(model)
+    final = folded(context, model, "adapted model")
     path = context.folder / "adapted.onnx"
     context.progress.stage("export and measure the exported file against the original")
     export(final, path, experiment.opset)

@@ -7,7 +7,6 @@ from opadapt.ir.cost import count_params
 from opadapt.ir.text import print_program
 from opadapt.measure.profile import Profile
 from opadapt.model import validate
-from opadapt.model.fold import fold
 from opadapt.model.graph import Model
 from opadapt.model.regions import Member
 from opadapt.report.data import Replacement
@@ -16,6 +15,7 @@ from opadapt.search.vary import seeds
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import Context
 from opadapt.steps.explore import Ranked, original_candidate, rank_groups
+from opadapt.steps.folding import folded
 from opadapt.steps.history import History
 from opadapt.steps.latency import GroupLatency, spliced
 
@@ -29,7 +29,8 @@ def exact(context: Context, baseline: Profile, history: History) -> Model:
     context.warn(
         "no data: only replacements that are exact up to rounding are tried; give --data to allow others"
     )
-    model = fold(context.original)
+    model = folded(context, context.original, "original model")
+    history.folded = len(context.original.nodes) - len(model.nodes)
     profile = measure(context, model, "folded")
     space = context.space.exact()
     for ranked in rank_groups(context, model, profile):
@@ -41,7 +42,6 @@ def exact(context: Context, baseline: Profile, history: History) -> Model:
             history.exact += [
                 _replacement(m, candidate, ranked.member_s, latency_s) for m in ranked.group.members
             ]
-    history.folded = len(context.original.nodes) - len(fold(context.original).nodes)
     history.reason = (
         f"{len(history.exact)} exact replacements, {history.folded} nodes folded away"
         if history.changed

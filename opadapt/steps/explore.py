@@ -11,6 +11,7 @@ from opadapt.ir.text import print_program
 from opadapt.journal import content_key
 from opadapt.lower import lower
 from opadapt.measure.profile import Profile
+from opadapt.measure.rank import rank_regions
 from opadapt.model.graph import Model
 from opadapt.model.regions import Group, groups, regions
 from opadapt.search.candidate import Candidate, tidy
@@ -61,23 +62,20 @@ def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked
     """The groups to search, worst first by measured latency and parameters, without those whose nodes the
     groups before them cover already."""
     settings = context.experiment
-    cost = {node.name: node for node in profile.nodes}
-    found: list[Ranked] = []
-    total_parameters = max(sum(node.parameters for node in profile.nodes), 1)
     small = [r for r in regions(model) if len(r.nodes) <= settings.search.max_region_nodes]
-    for group in groups(model, small):
-        nodes = [cost[n] for member in group.members for n in member.region.nodes if n in cost]
-        latency_s = sum(node.latency_s for node in nodes)
-        parameters = sum(node.parameters for node in nodes)
-        weight = settings.rank.weight
-        score = weight * latency_s / profile.wall.value + (1 - weight) * parameters / total_parameters
-        found.append(Ranked(group, latency_s, parameters, score))
+    by_key = {group.key: group for group in groups(model, small)}
+    nodes = ((key, [n for m in group.members for n in m.region.nodes]) for key, group in by_key.items())
+    found = [
+        Ranked(by_key[row.name], row.latency_s, row.parameters, row.score)
+        for row in rank_regions(profile, nodes, settings.rank)
+    ]
     # larger kinds first: a block holds what its operators hold and leaves more room; operators alone take what
     # no block covers. Of equal scores likewise the larger region.
     found.sort(
         key=lambda r: (_KINDS.index(r.kind), -r.score, -len(r.group.members[0].region.nodes), r.group.key)
     )
-    chosen = _without_overlap(found, {n: c.latency_s for n, c in cost.items()}, settings.search.max_overlap)
+    cost_s = {node.name: node.latency_s for node in profile.nodes}
+    chosen = _without_overlap(found, cost_s, settings.search.max_overlap)
     return sorted(chosen, key=lambda r: -r.score)[: settings.search.top_groups]
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from opadapt.errors import Refused
 from opadapt.journal import content_key
 from opadapt.measure.timing import ratio
-from opadapt.model.fold import fold
 from opadapt.model.graph import Model
 from opadapt.model.save import at_batch
 from opadapt.model.splice import Spliced, splice_parts
 from opadapt.search.select import select
 from opadapt.steps.context import Context
+from opadapt.steps.folding import folded
 from opadapt.steps.offer import Offer
 from opadapt.steps.tuning import judged
 from opadapt.train.data import Dataset
@@ -81,7 +81,7 @@ def calibrated(context: Context, model: Model, wall_s: float, offers: Offers, go
 
 def _speedup(context: Context, base: Model, student: Model) -> float:
     """Measured speed-up of a student, as it would be exported, over the base."""
-    models = [at_batch(m, 1).SerializeToString() for m in (base, fold(student))]
+    models = [at_batch(m, 1).SerializeToString() for m in (base, folded(context, student, "student"))]
     key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models))
     timing = context.experiment.timing
     return float(

@@ -28,6 +28,7 @@ from opadapt.model import validate
 from opadapt.train.damage import OutputKind, total_damage
 from opadapt.train.distil import DistilConfig, distil
 from opadapt.train.evaluate import run_batched
+from opadapt.train.speed import cores
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Workers:
     """A pool of spawned processes, started at first use."""
 
     def __init__(self, count: int) -> None:
-        self.count = count or len(os.sched_getaffinity(0))
+        self.count = count or cores()
         self.chunk = 4 * self.count  # tasks handed over at once: their models are held in memory
         self._pool: ProcessPoolExecutor | None = None
 

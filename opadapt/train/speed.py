@@ -56,7 +56,16 @@ class Execution:
 
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU computes in bfloat16; elsewhere autocast emulates it and only costs time."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:  # a torch without oneDNN, as on a Mac: nothing there computes in bfloat16
+        return False
+
+
+def cores() -> int:
+    """Cores this process may run on; all of the machine where the system does not tell, as on a Mac."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if allowed is None else len(allowed(0))
 
 
 def candidates(
@@ -70,7 +79,7 @@ def candidates(
     if torch.cuda.is_available():
         has_bfloat16, device, ways = torch.cuda.is_bf16_supported(), "cuda", [(threads or 1, 1)]
     else:
-        most = threads or len(os.sched_getaffinity(0))
+        most = threads or cores()
         has_bfloat16, device = cpu_has_bfloat16(), "cpu"
         if replicas:
             parts = min(replicas, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -21,6 +22,8 @@ from typer.testing import CliRunner
 from opadapt import __version__
 from opadapt.cli import app
 from opadapt.errors import DeviceError
+from opadapt.measure.null import NullDevice
+from opadapt.measure.timing import BlockTimes
 from opadapt.report.data import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +176,7 @@ MISTAKES = [
     (["profile", "cut.onnx"], ["cut.onnx"]),
     (["profile", "absent.onnx"], ["absent.onnx"]),
     (["profile", "net.onnx", "--device", "null", "--top", "0"], ["--top"]),
+    (["profile", "net.onnx", "--device", "null", "--weight", "1.5"], ["--weight"]),
     (["profile", "net.onnx", "--device", "null", "--shape", "x=a"], ["--shape"]),
     (["resume", "absent"], ["absent is no run folder", "experiment.yaml"]),
     (["report", "absent"], ["report.json", "the report of a finished run"]),
@@ -210,6 +214,30 @@ def test_profile_prints_the_table_and_writes_json(model: Path) -> None:
 
 def test_profile_prints_as_many_as_asked_for(model: Path) -> None:
     assert "worst 1 of 2 nodes" in call("profile", model, "--device", "null", "--top", "1").stdout
+
+
+def test_profile_tells_how_much_of_the_wall_time_it_knows(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "of the wall time is attributed to nodes"
+    assert f"100.0 % {told}" in call("profile", model, "--device", "null").stdout
+    plain = NullDevice.time
+
+    def slower(*arguments: Any) -> BlockTimes:
+        times = plain(*arguments)
+        return dataclasses.replace(times, latency_s=4 * times.latency_s)
+
+    monkeypatch.setattr(NullDevice, "time", slower)
+    shown = call("profile", model, "--device", "null").stdout
+    assert f"25.0 % {told}" in shown and "not attributed: between kernels" in shown
+
+
+@pytest.mark.parametrize(("flags", "share"), [((), "latency_share"), (("--weight", "0"), "parameter_share")])
+def test_profile_ranks_by_the_weight(model: Path, flags: tuple[str, ...], share: str) -> None:
+    result = call("profile", model, "--device", "null", "--json", "p.json", *flags)
+    assert result.exit_code == 0, result.output
+    worst, *_ = json.loads(Path("p.json").read_text())["nodes"]
+    assert worst["score"] == worst[share] and worst["latency_share"] < worst["parameter_share"] == 1
 
 
 def test_report_is_rendered_again(tmp_path: Path) -> None:

@@ -105,6 +105,11 @@ def pool(op: str, inputs: Shape = IMAGE, **attrs: Any) -> Case:
     return Case(op, "a", (inputs,), attrs=attrs)
 
 
+REDUCTIONS = (
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum",
+    "ReduceLogSumExp",
+)  # fmt: skip
+
 CASES = [
     conv((4, 6, 3, 3)),
     conv((4, 6, 3, 3), bias=False, pads=[1, 1, 1, 1]),
@@ -184,8 +189,9 @@ CASES = [
     pool("GlobalAveragePool"),
     pool("GlobalAveragePool", LINE),
     pool("GlobalMaxPool"),
-    *(Case(op, "a,x", (IMAGE,), {"x": _i(2, -1)}) for op in ("ReduceMean", "ReduceSum", "ReduceMax")),
-    Case("ReduceMean", "a,x", (IMAGE,), {"x": _i(1)}, {"keepdims": 0}),
+    *(Case(op, "a,x", (IMAGE,), {"x": _i(2, -1)}, positive=op == "ReduceLogSum") for op in REDUCTIONS),
+    *(Case(op, "a,x", (IMAGE,), {"x": _i(1)}, {"keepdims": 0}, op == "ReduceLogSum") for op in REDUCTIONS),
+    Case("ReduceMean", "a", (IMAGE,), attrs={"noop_with_empty_axes": 1}),
     Case("LayerNormalization", "a,s,h", (_ROWS,), {"s": _w(12), "h": _w(12, seed=1)}),
     Case("LayerNormalization", "a,s", (_ROWS,), {"s": _w(5, 12)}, {"axis": 1, "epsilon": 1e-3}),
     Case("Reshape", "a,s", (IMAGE,), {"s": _i(0, -1)}),
@@ -278,6 +284,14 @@ def test_gemm_with_bias_comes_back_as_one_gemm() -> None:
     assert [n.op_type for n in graph.node] == ["Gemm"]
 
 
+def test_log_sum_exp_does_not_overflow() -> None:
+    case = Case("ReduceLogSumExp", "a,x", (IMAGE,), {"x": _i(1)})
+    expanded, feeds = case.expanded(), [200 * a for a in case.feeds(2)]
+    found = run(expanded.program, feeds, expanded.binding)
+    assert np.isfinite(found).all()
+    assert_close(found, case.reference(feeds)[0])
+
+
 def test_origin_names_the_initializers() -> None:
     expanded = conv((4, 6, 3, 3)).expanded()
     assert expanded.origin == {"weight0": "w", "bias0": "bias"}
@@ -318,6 +332,8 @@ REFUSED = [
     (Case("Slice", "a,s,e", (IMAGE,), {"s": _i(1), "e": _i(2)}), "batch"),
     (Case("Conv", "a,b", (IMAGE, (4, 6, 3, 3))), "computed"),
     (Case("ReduceMean", "a", (IMAGE,)), "batch"),
+    (Case("ReduceL2", "a", (IMAGE,), attrs={"noop_with_empty_axes": 1}), "no axes"),
+    (Case("ReduceLogSumExp", "a", (IMAGE,), attrs={"noop_with_empty_axes": 1}), "no axes"),
     (Case("Resize", "a,,s", (IMAGE,), {"s": np.asarray([1, 1, 1.5, 1], dtype=np.float32)}), "factor"),
     (conv((4, 6, 3, 3), auto_pad="SAME"), "auto_pad"),
 ]

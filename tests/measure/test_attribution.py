@@ -14,7 +14,7 @@ from opadapt.measure.attribute import REORDERS, attribute
 from opadapt.measure.facts import load_facts
 from opadapt.measure.local import LocalDevice
 from opadapt.measure.lock import MeasuringLock
-from opadapt.measure.profile import profile
+from opadapt.measure.profile import BETWEEN, profile
 from opadapt.measure.timing import Timing
 from opadapt.model.load import load
 from opadapt.model.save import at_batch
@@ -132,6 +132,18 @@ def test_real_models_keep_their_heavy_nodes_apart(shared_models: Path, tmp_path:
         elif node.op_type in op_types.values() and node.op_type not in REORDERS | {"Reshape", "Transpose"}:
             assert not heavy, f"{node.op_type} {node.name}: {heavy}"
     assert sorted(claimed) == sorted(n for n, op in op_types.items() if op in HEAVY)
+
+
+def test_a_model_with_recurrent_layers_is_profiled(shared_models: Path, lock_folder: Path) -> None:
+    """No program stands for an LSTM; it has its time all the same."""
+    timing = Timing(blocks=6, min_block_s=0.002, min_runs=2, warmup_s=0.005, profile_s=0.02)
+    model = load(shared_models / "beliefppg_full.onnx")
+    with LocalDevice(load_facts("local"), 1, lock=MeasuringLock(lock_folder)) as device:
+        found = profile(device, model, timing)
+    assert [n.name for n in found.nodes] == list(model.nodes)
+    recurrent = [n for n in found.nodes if n.op_type == "LSTM"]
+    assert len(recurrent) == 2 and all(n.latency_s > 0 and n.macs > 0 for n in recurrent)
+    assert {name for name, _ in found.unattributed} <= {BETWEEN}
 
 
 @pytest.mark.slow

@@ -63,11 +63,14 @@ def test_the_price_of_profiling_is_taken_off_every_kernel() -> None:
     assert [k.latency_s for k in found] == pytest.approx(list(true))
 
 
-def test_wall_times_always_sum_to_the_wall() -> None:
-    for wall in (1e-6, 30e-6, 500e-6):
-        found = wall_times(kernels(6e-6, 7e-6, 40e-6), wall)
-        assert sum(k.latency_s for k in found) == pytest.approx(wall)
-        assert all(k.latency_s > 0 for k in found)
+@pytest.mark.parametrize(
+    ("wall", "expected"), [(1e-6, 1e-6), (30e-6, 30e-6), (53e-6, 53e-6), (500e-6, 53e-6)]
+)
+def test_kernels_fill_the_wall_time_at_most(wall: float, expected: float) -> None:
+    """Inflated times are brought down to the wall; time that no kernel took is not given to any."""
+    found = wall_times(kernels(6e-6, 7e-6, 40e-6), wall)
+    assert sum(k.latency_s for k in found) == pytest.approx(expected)
+    assert all(k.latency_s > 0 for k in found)
 
 
 def test_a_profile_without_kernels_is_refused() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from opadapt.measure.null import NullDevice
 from opadapt.measure.opening import open_device
-from opadapt.measure.timing import Timing, faster, noise_floor, ratio
+from opadapt.measure.profile import BETWEEN, profile
+from opadapt.measure.timing import BlockTimes, Timing, faster, noise_floor, ratio
 from opadapt.model.graph import Model
 from opadapt.model.save import at_batch
 
@@ -66,6 +70,26 @@ def test_cheap_candidates_win_but_grouping_alone_does_not(quick: Timing) -> None
     times = device.time([conv_model(1), conv_model(4), conv_model(16)], quick)
     assert not faster(ratio(times, 0, 1), 0.02)  # a measured fact: 4 groups of 16 channels are slower than 1
     assert faster(ratio(times, 0, 2), 0.02)
+
+
+@pytest.mark.parametrize("wall", [0.5, 1.0, 2.0])
+def test_time_between_the_kernels_belongs_to_no_node(
+    cnn: Callable[..., Model], quick: Timing, monkeypatch: pytest.MonkeyPatch, wall: float
+) -> None:
+    """A wall time of half, once and twice what all kernels take."""
+    plain = NullDevice.time
+
+    def slower(*arguments: Any) -> BlockTimes:
+        times = plain(*arguments)
+        return dataclasses.replace(times, latency_s=wall * times.latency_s)
+
+    monkeypatch.setattr(NullDevice, "time", slower)
+    with open_device("null") as device:
+        found = profile(device, cnn(), quick)
+    assert found.covered == pytest.approx(min(1.0, 1 / wall))
+    assert sum(n.latency_s for n in found.nodes) == pytest.approx(found.covered * found.wall.value)
+    between = [(BETWEEN, pytest.approx(found.wall.value / 2))] if wall == 2 else []
+    assert list(found.unattributed) == between
 
 
 def test_nodes_without_names_get_some(quick: Timing) -> None:

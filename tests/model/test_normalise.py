@@ -184,6 +184,14 @@ def test_outputs_keep_their_names_through_identities(build) -> None:
     assert model.nodes[model.producer["y"]].op_type == "Relu"
 
 
+@pytest.mark.parametrize(("end", "step", "kept"), [(-9, -1, ["Slice"]), (9, 1, [])])
+def test_a_slice_of_everything_goes_but_a_flip_stays(build, end: int, step: int, kept: list[str]) -> None:
+    constants = {"s": np.array([0 if step > 0 else -1]), "e": np.array([end]), "ax": np.array([1])}
+    rows = [("Relu", "x", "h"), ("Slice", "h s e ax step", "k"), ("Neg", "k", "y")]
+    model = _normalise(build(rows, {"x": ("N", 4)}, ["y"], {**constants, "step": np.array([step])}))
+    assert _operators(model) == ["Relu", *kept, "Neg"]
+
+
 def test_weights_in_8_bits_stay_quantised(build) -> None:
     constants = {"q": np.ones((3, 4, 1, 1), np.int8), "s": np.float32(0.1), "z": np.int8(0)}
     rows = [("DequantizeLinear", "q s z", "w"), ("Conv", "x w", "y")]

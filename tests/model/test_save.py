@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from opadapt.errors import ModelError, RunError
-from opadapt.model import validate
+from opadapt.model import save, validate
 from opadapt.model.fold import fold
 from opadapt.model.load import load, read
+from opadapt.model.opset import to_opset
 from opadapt.model.save import at_batch, export, flush_denormals
 
 SHAPES = {"ppocr_cls": {"x": ["N", 3, 48, 192]}}
@@ -70,6 +72,23 @@ def test_denormals_are_flushed(build, write) -> None:
     weights = np.array([1e-40, 1.0, -1e-39, 0.0], np.float32)
     model = load(write(build([("Mul", "x w", "y")], {"x": ("N", 4)}, ["y"], {"w": weights})))
     assert list(flush_denormals(model).initializers["w"]) == [0.0, 1.0, 0.0, 0.0]
+
+
+def test_an_export_that_computes_something_else_is_refused(
+    build, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(write(build([("Abs", "x", "y")], {"x": ("N", 4)}, ["y"])))
+
+    def wrong(*arguments: Any) -> onnx.ModelProto:
+        proto = to_opset(*arguments)
+        proto.graph.node[0].op_type = "Neg"
+        return proto
+
+    monkeypatch.setattr(save, "to_opset", wrong)
+    path = tmp_path / "out.onnx"
+    with pytest.raises(ModelError, match="exported model does not compute"):
+        export(model, path)
+    assert not path.exists()
 
 
 def test_a_full_disk_leaves_the_old_file_and_says_so(

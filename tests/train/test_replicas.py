@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,10 @@ from onnx import numpy_helper
 from tiny_models import classifier, image_dataset
 from torch import nn
 
+from opadapt.steps.workers import Workers
 from opadapt.train.finetune import FinetuneConfig, finetune
 from opadapt.train.replicas import Replicas
-from opadapt.train.speed import Execution, candidates
+from opadapt.train.speed import Execution, candidates, cores
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +88,19 @@ def test_executions_with_replicas():
     assert {c.replicas for c in candidates("float32", 6, batch=64)} == {1}
     assert {c.replicas for c in candidates("float32", 4, replicas=4, batch=2)} == {2}
     assert {c.replicas for c in candidates("float32", None, batch=8)} == {1}  # too few samples to be cut
+
+
+def test_a_system_that_does_not_tell_its_cores_offers_all_of_them(monkeypatch):
+    """macOS has no sched_getaffinity, and its torch no oneDNN."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    assert cores() == 6
+    found = candidates("auto", None, batch=64)
+    assert max(c.threads for c in found) == 6 and not any(c.bfloat16 for c in found)
+    assert Workers(0).count == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
 
 
 def test_fine_tuning_with_replicas_learns_and_repeats_itself(tmp_path):
