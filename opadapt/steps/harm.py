@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from opadapt.ir.program import Binding, Program
 from opadapt.journal import content_key
+from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
 from opadapt.model.regions import Region
 from opadapt.model.splice import splice
@@ -37,11 +38,13 @@ class Harm:
         for name, array in inputs.items():
             self.inputs[name] = context.cache / f"probe-{content_key(name)}.npy"
             np.save(self.inputs[name], array)
-        reference = next(iter(run_batched(context.original.proto, inputs).values()))
+        with measuring_lock().busy():
+            reference, now = (
+                next(iter(run_batched(m.proto, inputs).values())) for m in (context.original, model)
+            )
         self.reference = context.cache / "probe-outputs.npy"
         np.save(self.reference, reference)
         self.kind = output_kind(reference, _is_classes(context, reference))
-        now = next(iter(run_batched(model.proto, inputs).values()))
         self.before = max(damage(reference, now, self.kind), 0.0)
 
     def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:

@@ -76,16 +76,21 @@ def borders(original: Model, student: Model, replaced: Sequence[str]) -> tuple[s
     return tuple(found[len(found) - 1 - (count - 1 - i) * len(found) // count] for i in range(count))
 
 
+def prepared(context: Context, student: Model) -> Model:
+    """The student as fine-tuning takes it: normalisations fold into biases, so every convolution has one."""
+    if not context.experiment.finetune.batch_norm:
+        return student
+    return student.with_proto(with_biases(student.proto))
+
+
 def tune(context: Context, dataset: Dataset, student: Model, tag: str, replaced: Sequence[str] = ()) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
 
-    ``replaced``: the outputs of the replaced regions.
+    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions.
     """
     config = _within_budget(context, tag)
     if config.features is None:
         config = config.model_copy(update={"features": borders(context.original, student, replaced)})
-    if config.batch_norm:
-        student = student.with_proto(with_biases(student.proto))
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
     key = content_key("finetune", digest, config.model_dump(), context.experiment.seed)
     folder = context.folder / "training" / f"{tag}-{digest[:8]}"
@@ -161,7 +166,8 @@ def compare(context: Context, dataset: Dataset, model: Model, split: Split, name
     """The model against the original on one split (paired bootstrap); on validation data that the original was
     trained on, against the reference that the tolerance names."""
     tolerance = context.experiment.tolerance
-    outputs = [predict(m.proto, split, dataset.preprocess) for m in (model, context.original)]
+    with measuring_lock().busy():
+        outputs = [predict(m.proto, split, dataset.preprocess) for m in (model, context.original)]
     return accept(
         metric_of(context),
         outputs[0],
