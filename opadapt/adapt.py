@@ -17,7 +17,7 @@ from opadapt.steps.baseline import measure
 from opadapt.steps.conclude import conclude
 from opadapt.steps.context import open_context
 from opadapt.steps.exact import exact
-from opadapt.steps.explore import explore, rank_groups
+from opadapt.steps.explore import explore_groups, rank_groups
 from opadapt.steps.harm import Harm
 from opadapt.steps.history import History
 from opadapt.steps.offer import offers
@@ -41,12 +41,15 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
             aim = history.aim(experiment.target, baseline, profile)
             if aim is not None and aim <= 1:
                 break
+            if number and context.stop("round", number):
+                context.warn("the budget leaves no time for another round")
+                break
             # the worst groups of equal regions, by measured latency and parameters
             ranked = rank_groups(context, model, profile)
             tag = f"round{number}-{model.digest[:8]}"
             activations = record(context, dataset, model, [r.group for r in ranked], tag)
             # programs for each of them, cheapest check first
-            explored = [explore(context, model, profile, one, activations) for one in ranked]
+            explored = explore_groups(context, model, profile, ranked, activations)
             harm = Harm(context, dataset, model)
             offered = offers(context, explored, activations, harm)
             # one program per region jointly, the whole model fine-tuned, accepted only within tolerance

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opadapt.journal import content_key
+from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
 from opadapt.model.regions import Group
 from opadapt.steps.context import Context
@@ -37,7 +38,8 @@ def record(
     found.folder.mkdir(parents=True, exist_ok=True)
     names = sorted(wanted)
     batches = sample_batches(dataset, context.samples, 0, context.rng("samples"))
-    capture(model.proto, names, batches, folder=found.folder)
+    with measuring_lock().busy():
+        capture(model.proto, names, batches, folder=found.folder)
     for number, name in enumerate(names):
         (found.folder / f"{number}.npy").rename(found.path(name))
     return found

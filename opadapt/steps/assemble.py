@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
-
-from numpy.typing import NDArray
 
 from opadapt.errors import Refused
 from opadapt.measure.timing import Estimate
@@ -17,7 +14,7 @@ from opadapt.search.select import most_saving
 from opadapt.steps.context import Context
 from opadapt.steps.offer import Offer
 from opadapt.steps.students import Student, calibrated, first_goal
-from opadapt.steps.tuning import compare, metric_of, points, tune, weights, with_weights
+from opadapt.steps.tuning import compare, metric_of, points, prepared, tune, weights, with_weights
 from opadapt.train.accept import Verdict
 from opadapt.train.data import Dataset
 
@@ -77,7 +74,9 @@ def assemble(
         context.progress.note(
             f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
         )
-        start = student.spliced.model if refused is None else _warm(student, *refused)
+        start = prepared(context, student.spliced.model)
+        if refused is not None:
+            start = _warm(start, student, *refused)
         try:
             tuned = tune(
                 context,
@@ -106,24 +105,35 @@ def _less(goal: float) -> float:
     return 1 + SHRINK * (goal - 1)
 
 
-def _warm(student: Student, before: Student, trained: Model) -> Model:
-    """The student with the weights that a refused attempt left behind, wherever both have the same part."""
+def _warm(start: Model, student: Student, before: Student, trained: Model) -> Model:
+    """``start`` (the student, prepared) with the weights that a refused attempt left behind, where both have the node.
+
+    They are found by node and not by name: a replaced part is named after how many come before it, and the biases
+    that fine-tuning needs are parameters of no program.
+    """
     values = weights(trained.proto)
-    start = with_weights(student.spliced.model, {k: v for k, v in values.items() if "adapted_" not in k})
-    moved: dict[str, NDArray[Any]] = {}
-    old = {o.option.key: o for o in before.offers}
-    for offer in student.offers:
-        if offer.option.key not in old:
-            continue
-        then = before.spliced.lowered[old[offer.option.key].member.region]
-        now = student.spliced.lowered[offer.member.region]
-        by_param = {layout.param: name for name, layout in then.layout.items()}
-        moved |= {
-            name: values[by_param[layout.param]]
-            for name, layout in now.layout.items()
-            if by_param[layout.param] in values
-        }
+    now, then = ({n.output[0]: n for n in model.proto.graph.node} for model in (start, trained))
+    moved = {
+        name: values[earlier]
+        for mine, theirs in _common(student, before, [t for t in now if t in then])
+        for name, earlier in zip(now[mine].input, then[theirs].input, strict=True)
+        if earlier in values
+    }
     return with_weights(start, moved)
+
+
+def _common(student: Student, before: Student, tensors: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The nodes that two students have in common, by what they are called in each: those of ``tensors``, made by both
+    models, that lie in no replaced part, and the parts that are replaced by the same program."""
+    inside = {
+        n.output[0] for s in (student, before) for part in s.spliced.lowered.values() for n in part.nodes
+    }
+    yield from ((tensor, tensor) for tensor in tensors if tensor not in inside)
+    old = {o.option.key: before.spliced.lowered[o.member.region] for o in before.offers}
+    for offer in student.offers:
+        if offer.option.key in old:
+            now, then = student.spliced.lowered[offer.member.region], old[offer.option.key]
+            yield from ((a.output[0], b.output[0]) for a, b in zip(now.nodes, then.nodes, strict=True))
 
 
 def _attempt(

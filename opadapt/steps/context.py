@@ -20,6 +20,7 @@ from opadapt.journal import Journal, content_key
 from opadapt.measure.address import split_device
 from opadapt.measure.device import Device
 from opadapt.measure.fleet import FleetDevice
+from opadapt.measure.lock import measuring_lock
 from opadapt.measure.opening import open_device
 from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model
@@ -151,7 +152,8 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
     metric = make_metric(experiment.metric)
     for split in (dataset.validation, dataset.test):
         few = split.take(slice(0, 8))
-        outputs = predict(original.proto, few, dataset.preprocess)
+        with measuring_lock().busy():
+            outputs = predict(original.proto, few, dataset.preprocess)
         metric(outputs, metric.target(few.labels, outputs))
 
 

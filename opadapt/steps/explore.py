@@ -98,6 +98,19 @@ def original_candidate(group: Group) -> Candidate:
     return tidy(group.program, bindings, "original")
 
 
+def explore_groups(
+    context: Context, model: Model, profile: Profile, ranked: Sequence[Ranked], activations: Activations
+) -> list[Explored]:
+    """Search one group after the other; with the budget used up no further one is begun."""
+    explored: list[Explored] = []
+    for one in ranked:
+        if explored and context.stop(activations.folder.name, one.group.key, 0):
+            context.warn(f"the budget ended the search after {len(explored)} of {len(ranked)} groups")
+            break
+        explored.append(explore(context, model, profile, one, activations))
+    return explored
+
+
 def explore(
     context: Context, model: Model, profile: Profile, ranked: Ranked, activations: Activations
 ) -> Explored:
@@ -141,7 +154,7 @@ def explore(
         asked = evolution.ask()
         context.progress.stage(f"generation {evolution.generation} of {name}", len(asked))
         results = stages.evaluate(asked)
-        _journal(context, ranked.group, asked, results)
+        _journal(context, model, ranked.group, asked, results)
         evolution.tell(results)
     front = evolution.front()
     return Explored(
@@ -190,11 +203,15 @@ def spread(front: Sequence[Individual], count: int) -> tuple[Individual, ...]:
 
 
 def _journal(
-    context: Context, group: Group, asked: Sequence[Candidate], results: Sequence[Scores | Refused]
+    context: Context,
+    model: Model,
+    group: Group,
+    asked: Sequence[Candidate],
+    results: Sequence[Scores | Refused],
 ) -> None:
-    """One row per candidate: its program and what became of it."""
+    """One row per candidate for a group of this model: its program and what became of it."""
     for candidate, result in zip(asked, results, strict=True):
-        key = content_key(group.key, group.members[0].region.name, candidate.digest)
+        key = content_key(model.digest, group.key, group.members[0].region.name, candidate.digest)
         row = {
             "group": group.members[0].region.name,
             "origin": candidate.origin,
@@ -208,4 +225,13 @@ def _journal(
         context.journal.once("candidate", key, lambda row=row: row)  # type: ignore[misc]
 
 
-__all__ = ["Explored", "OpadaptError", "Ranked", "explore", "original_candidate", "rank_groups", "spread"]
+__all__ = [
+    "Explored",
+    "OpadaptError",
+    "Ranked",
+    "explore",
+    "explore_groups",
+    "original_candidate",
+    "rank_groups",
+    "spread",
+]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from opadapt.ir.program import Binding, Program
 from opadapt.journal import content_key
+from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
 from opadapt.model.regions import Region
 from opadapt.model.splice import splice
@@ -39,7 +40,8 @@ class Harm:
             self.inputs[name] = context.cache / f"probe-{content_key(name)}.npy"
             np.save(self.inputs[name], array)
         names = float_outputs(context.original.proto)
-        reference = run_batched(context.original.proto, inputs, outputs=names)
+        with measuring_lock().busy():
+            reference, now = (run_batched(m.proto, inputs, outputs=names) for m in (context.original, model))
         self.references = {}
         for name, array in reference.items():
             self.references[name] = context.cache / f"probe-output-{content_key(name)}.npy"
@@ -49,7 +51,6 @@ class Harm:
             name: output_kind(array, name == first and _is_classes(context, array))
             for name, array in reference.items()
         }
-        now = run_batched(model.proto, inputs, outputs=names)
         self.before = max(total_damage(reference, now, self.kinds), 0.0)
 
     def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:

@@ -48,10 +48,13 @@ class GroupTraining:
                 yield Refused("distil", refused[0]) if refused else sum(r["nmse"] for r in mine) / len(mine)
 
     def finish(self, candidates: Sequence[Candidate], steps: int) -> dict[tuple[int, int], Trained]:
-        """Longer distillation of every candidate for every member; what cannot be trained is left out."""
+        """Longer distillation of every candidate for every member; what cannot be trained is left out.
+
+        Where a candidate was tried out, it goes on from the weights it has there.
+        """
         config = self.context.experiment.distil.model_copy(update={"steps": steps})
         tasks = [(c, m) for c in range(len(candidates)) for m in range(len(self.group.members))]
-        items = [self._item(candidates[c], m, config) for c, m in tasks]
+        items = [self._item(candidates[c], m, config, self._tried(candidates[c], m)) for c, m in tasks]
         rows = paid_once(self.context, "distil", run_distil, items)
         rows = self.context.counted(rows, "trained", known(self.context, "distil", items))
         return {
@@ -65,20 +68,36 @@ class GroupTraining:
         wanted = min(self.context.experiment.search.probe_members, count)
         return sorted({(2 * i + 1) * count // (2 * wanted) for i in range(wanted)})
 
-    def _key(self, candidate: Candidate, member: int, config: DistilConfig) -> str:
-        region = self.group.members[member].region.name
-        return content_key(self.activations.folder.name, region, candidate.digest, config.model_dump())
+    def _tried(self, candidate: Candidate, member: int) -> str | None:
+        """Where the journal keeps the weights of the short distillation; None where there was none, or no result."""
+        if member not in self._probed():
+            return None
+        short = self._key(candidate, member, self.context.experiment.distil)
+        row = self.context.journal.find("distil", short)
+        weights: str | None = None if row is None else row.get("weights")
+        return weights
 
-    def _item(self, candidate: Candidate, member: int, config: DistilConfig) -> Item:
+    def _key(self, candidate: Candidate, member: int, config: DistilConfig, start: str | None = None) -> str:
+        region = self.group.members[member].region.name
+        begun = () if start is None else (start,)
+        return content_key(
+            self.activations.folder.name, region, candidate.digest, config.model_dump(), *begun
+        )
+
+    def _item(
+        self, candidate: Candidate, member: int, config: DistilConfig, start: str | None = None
+    ) -> Item:
+        """``start``: the weights to begin with, by their name in the journal; None: the candidate's own."""
         return Item(
-            self._key(candidate, member, config),
-            lambda: self._task(candidate, member, config),
+            self._key(candidate, member, config, start),
+            lambda: self._task(candidate, member, config, start),
             lambda result: self._stored(candidate, member, result),
         )
 
-    def _task(self, candidate: Candidate, member: int, config: DistilConfig) -> DistilTask:
+    def _task(self, candidate: Candidate, member: int, config: DistilConfig, start: str | None) -> DistilTask:
         region = self.group.members[member].region
-        student = to_model(candidate.program, candidate.bindings[member], None)
+        binding = candidate.bindings[member] if start is None else self.context.journal.load_arrays(start)
+        student = to_model(candidate.program, binding, None)
         return DistilTask(
             student.SerializeToString(),
             tuple(self.activations.path(name) for name in region.inputs),

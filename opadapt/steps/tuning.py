@@ -77,17 +77,22 @@ def borders(original: Model, student: Model, replaced: Sequence[str]) -> tuple[s
     return tuple(found[len(found) - 1 - (count - 1 - i) * len(found) // count] for i in range(count))
 
 
+def prepared(context: Context, student: Model) -> Model:
+    """The student as fine-tuning takes it: normalisations fold into biases, so every convolution has one."""
+    if not context.experiment.finetune.batch_norm:
+        return student
+    return student.with_proto(with_biases(student.proto))
+
+
 def tune(context: Context, dataset: Dataset, student: Model, tag: str, replaced: Sequence[str] = ()) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
 
-    ``replaced``: the outputs of the replaced regions. Raises Refused where it cannot be trained; that is read from
-    the journal, too.
+    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. Raises Refused where it
+    cannot be trained; that is read from the journal, too.
     """
     config = _within_budget(context, tag)
     if config.features is None:
         config = config.model_copy(update={"features": borders(context.original, student, replaced)})
-    if config.batch_norm:
-        student = student.with_proto(with_biases(student.proto))
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
     key = content_key("finetune", digest, config.model_dump(), context.experiment.seed)
     folder = context.folder / "training" / f"{tag}-{digest[:8]}"
@@ -185,11 +190,13 @@ def judged(context: Context, dataset: Dataset, model: Model, split: Split, name:
     """The model against the original on one split (paired bootstrap); on validation data that the original was
     trained on, against the reference that the tolerance names."""
     tolerance = context.experiment.tolerance
-    if name not in context.original_outputs:
-        context.original_outputs[name] = predict(context.original.proto, split, dataset.preprocess)
+    with measuring_lock().busy():
+        if name not in context.original_outputs:
+            context.original_outputs[name] = predict(context.original.proto, split, dataset.preprocess)
+        outputs = predict(model.proto, split, dataset.preprocess)
     return accept(
         metric_of(context),
-        predict(model.proto, split, dataset.preprocess),
+        outputs,
         context.original_outputs[name],
         split.labels,
         tolerance,

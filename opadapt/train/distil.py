@@ -183,8 +183,9 @@ def _train(region: _Region, rows: NDArray[np.int64], config: DistilConfig, rng: 
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
+    rising = max(config.warmup_fraction, 2 / (config.steps + 1))  # one step at least: torch divides by them
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=config.warmup_fraction
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=rising
     )
     _, variance = region.scale(rows[:1024])
     size = min(config.batch, len(rows))

@@ -101,22 +101,26 @@ def candidates(
 
 
 def fastest(
-    options: list[Execution], step: Callable[[Execution], None], repeats: int = 4, limit_s: float = 60.0
+    options: list[Execution],
+    ready: Callable[[Execution], Callable[[], object]],
+    repeats: int = 4,
+    limit_s: float = 60.0,
 ) -> Execution:
-    """Time ``step`` under every option, the options interleaved, and return the one with the shortest step.
+    """Time a step under every option, the options interleaved, and return the one with the shortest step.
 
-    ``step`` must leave nothing changed. The first round warms up; after ``limit_s`` seconds no round is
-    begun.
+    ``ready`` makes what the step of an option needs, untimed, and returns the step, which must leave nothing
+    changed. The first round warms up; after ``limit_s`` seconds no round is begun.
     """
     if len(options) == 1:
         return options[0]
+    steps = [ready(option) for option in options]
     best = [float("inf")] * len(options)
     begun = time.perf_counter()
     for repeat in range(1 + repeats):
-        for i, option in enumerate(options):
+        for i, step in enumerate(steps):
             started = time.perf_counter()
-            step(option)
-            if option.device == "cuda":
+            step()
+            if options[i].device == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
             best[i] = seconds if repeat == 0 else min(best[i], seconds)

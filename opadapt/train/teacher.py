@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
+import onnxruntime as ort
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opadapt.torchgraph import build
 from opadapt.train.capture import with_outputs
@@ -26,17 +27,18 @@ class Teacher:
         self.tensors = list(tensors)
         self.proto = with_outputs(proto, dict.fromkeys(tensors))
         self.execution: Execution | None = None
+        self.sessions: dict[int, ort.InferenceSession] = {}  # by threads
+        self.modules: dict[bool, nn.Module] = {}  # by layout: whether channels are last
 
     def apply(self, execution: Execution) -> None:
-        """Get ready for a way of execution."""
-        if execution == self.execution:
-            return
+        """Get ready for a way of execution; what was made for another one is used again where it fits."""
         self.execution = execution
         if execution.device == "cpu":
-            self.session = open_session(self.proto, execution.threads)
-        else:
-            self.module = build(self.proto).eval()
-            execution.apply(self.module)
+            if execution.threads not in self.sessions:
+                self.sessions[execution.threads] = open_session(self.proto, execution.threads)
+        elif execution.channels_last not in self.modules:
+            self.modules[execution.channels_last] = module = build(self.proto).eval()
+            execution.apply(module)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """``inputs`` as the model reads them [batch, ...]; the tensors in the order they were asked for."""
@@ -44,10 +46,12 @@ class Teacher:
         unique = list(dict.fromkeys(self.tensors))
         if self.execution.device == "cpu":
             feeds = {n: x.contiguous().numpy() for n, x in zip(self.names, inputs, strict=True)}
-            found = [torch.from_numpy(a) for a in self.session.run(unique, feeds)]
+            session = self.sessions[self.execution.threads]
+            found = [torch.from_numpy(a) for a in session.run(unique, feeds)]
         else:
             with torch.no_grad(), self.execution.autocast():
-                made = self.module(*(self.execution.layout(x) for x in inputs))
+                module = self.modules[self.execution.channels_last]
+                made = module(*(self.execution.layout(x) for x in inputs))
             found = [t.float() for t in (made if isinstance(made, tuple) else (made,))]
         by_name = dict(zip(unique, found, strict=True))
         return [by_name[name] for name in self.tensors]

@@ -35,9 +35,10 @@ from opadapt.train.norms import calibrate, folded, with_norms
 from opadapt.train.preprocess import augment
 from opadapt.train.replicas import Replicas
 from opadapt.train.signature import inputs_of
-from opadapt.train.speed import LEAST_PART, Execution, candidates, fastest
+from opadapt.train.speed import LEAST_PART, Execution, candidates
 from opadapt.train.statistics import estimate_statistics
 from opadapt.train.teacher import Teacher
+from opadapt.train.trial import fastest_step
 
 _REPORT_EVERY_S = 1.0
 _SAVE_EVERY_S = 60.0
@@ -105,7 +106,13 @@ class Trainer:
     def _begin(self) -> None:
         config = self.config
         options = candidates(config.precision, config.threads, config.layout, config.replicas, self.batch)
-        self.execution = fastest(options, self._trial_step)
+        self.execution = fastest_step(
+            options,
+            self.student,
+            Teacher(self.original, self.teacher.tensors),
+            self._loss,
+            lambda: self._batch(0, self.batch),
+        )
         self.execution.apply(self.student)
         self.teacher.apply(self.execution)
         batches = range(min(_STATISTICS_BATCHES, self.steps_per_epoch))
@@ -173,20 +180,18 @@ class Trainer:
         )
 
     def _loss(
-        self, execution: Execution, module: nn.Module, inputs: Sequence[Tensor], labels: Tensor | None
+        self,
+        execution: Execution,
+        teacher: Teacher,
+        module: nn.Module,
+        inputs: Sequence[Tensor],
+        labels: Tensor | None,
     ) -> Tensor:
-        wanted = self.teacher(inputs)
+        wanted = teacher(inputs)
         labels = None if labels is None else labels.to(execution.device)
         with execution.autocast():
             made = self._forward(module, [execution.layout(x) for x in inputs])
         return self.loss(made, wanted, labels)
-
-    def _trial_step(self, execution: Execution) -> None:
-        copied = copy.deepcopy(self.student)
-        execution.apply(copied)
-        self.teacher.apply(execution)
-        with Replicas(copied, execution) as replicas:
-            replicas.backward(partial(self._loss, execution), *self._batch(0, self.batch))
 
     # The loop
 
@@ -237,7 +242,8 @@ class Trainer:
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        value = replicas.backward(partial(self._loss, self.execution), *self._batch(self.step, self.batch))
+        loss = partial(self._loss, self.execution, self.teacher)
+        value = replicas.backward(loss, *self._batch(self.step, self.batch))
         limit = self.config.gradient_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
         if not math.isfinite(value) or not math.isfinite(norm):

@@ -10,7 +10,11 @@ import onnxruntime as ort
 import pytest
 
 from opadapt.errors import ConfigError
+from opadapt.experiment import load_experiment
+from opadapt.measure.facts import load_facts
+from opadapt.measure.opening import find_device
 from opadapt.resources import KINDS, shipped, shipped_names
+from opadapt.search.space import load_space
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +24,33 @@ def test_names_are_sorted_and_each_one_is_found() -> None:
         names = shipped_names(kind)
         assert names == sorted(names)
         assert all(shipped(kind, name) == ROOT / kind / name for name in names)
+
+
+def _named(kind: str) -> list[str]:
+    """The shipped YAML files that a user can name; rules are parts of a space."""
+    names = [n for n in shipped_names(kind) if n.endswith(".yaml") and not n.startswith("rules/")]
+    assert names
+    return names
+
+
+@pytest.mark.parametrize("name", _named("configs"))
+def test_a_shipped_experiment_is_valid(name: str) -> None:
+    experiment = load_experiment(shipped("configs", name))
+    assert experiment.data is not None and experiment.model.suffix == ".onnx"
+    find_device(experiment.device)
+    assert load_space(experiment.search.space).rules
+
+
+@pytest.mark.parametrize("name", _named("search_space"))
+def test_a_shipped_space_is_valid(name: str) -> None:
+    space = load_space(name.removesuffix(".yaml"))
+    assert space.rules and space.seeds and space.instructions
+    assert space.exact().rules
+
+
+@pytest.mark.parametrize("name", _named("devices"))
+def test_a_shipped_device_is_valid(name: str) -> None:
+    assert load_facts(str(shipped("devices", name))).name == name.removesuffix(".yaml")
 
 
 @pytest.mark.parametrize(

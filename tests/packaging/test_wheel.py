@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -32,9 +33,35 @@ found = {
 print(json.dumps({"found": found, "file": resources.__file__, "version": sys.modules["opadapt"].__version__}))
 """
 
+# Runs with the libraries of the tests and the package of the wheel: every shipped file that a user can name, read.
+READ = """
+import json, opadapt
+from opadapt.experiment import load_experiment
+from opadapt.measure.facts import load_facts
+from opadapt.resources import shipped, shipped_names
+from opadapt.search.space import load_space
+def named(kind):
+    return [n for n in shipped_names(kind) if n.endswith(".yaml") and not n.startswith("rules/")]
+def stems(kind):
+    return [n.removesuffix(".yaml") for n in named(kind)]
+read = {
+    "configs": [str(load_experiment(shipped("configs", n)).model) for n in named("configs")],
+    "devices": [load_facts(n).name for n in stems("devices")],
+    "search_space": [len(load_space(n).rules) for n in stems("search_space")],
+}
+print(json.dumps({"read": read, "file": opadapt.__file__}))
+"""
 
-def call(command: Sequence[str | Path], cwd: Path) -> str:
-    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+def call(command: Sequence[str | Path], cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -96,6 +123,17 @@ def test_the_installed_wheel_finds_every_shipped_file_with_the_standard_library_
         expected = checkout_digests(kind)
         assert expected, f"{kind}: nothing to ship"
         assert seen["found"][kind] == expected, kind
+
+
+def test_what_the_wheel_ships_can_be_used(installed: Path, tmp_path: Path) -> None:
+    (package,) = installed.parents[1].glob("lib/python*/site-packages")
+    home = {"PYTHONPATH": str(package), "XDG_CONFIG_HOME": str(tmp_path)}
+    seen = json.loads(call([sys.executable, "-c", READ], tmp_path, **home))
+    assert Path(seen["file"]).is_relative_to(package)
+    assert set(seen["read"]["devices"]) >= {"local", "null", "rpi4"}
+    assert seen["read"]["configs"] and seen["read"]["search_space"]
+    shipped = [m for m in seen["read"]["configs"] if Path(m).exists()]
+    assert shipped and all(Path(m).is_relative_to(package) for m in shipped)  # the quickstart's own model
 
 
 def test_one_version_everywhere() -> None:

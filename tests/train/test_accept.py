@@ -49,6 +49,18 @@ def test_the_interval_is_that_of_paired_differences(rng):
     assert verdict.high == pytest.approx(2.0 + 1.96 * error, abs=0.15)
 
 
+def test_more_confidence_widens_the_interval_and_may_refuse(rng):
+    error = 100 * np.sqrt(0.02 * 0.98 / COUNT)
+    accepted = {}
+    for confidence, deviations in ((0.5, 0.674), (0.9, 1.645), (0.99, 2.576)):
+        tolerance = Tolerance(points=2.6, decide_on="interval", confidence=confidence)
+        verdict = judge(TOP1, WORSE, ORIGINAL, LABELS, tolerance, rng)
+        assert verdict.high - verdict.low == pytest.approx(2 * deviations * error, rel=0.2)
+        assert f"{confidence:.0%} interval" in verdict.reason
+        accepted[confidence] = verdict.accepted
+    assert accepted == {0.5: True, 0.9: False, 0.99: False}
+
+
 def test_the_interval_may_decide(rng):
     for points, accepted in ((2.5, False), (3.5, True)):
         tolerance = Tolerance(points=points, decide_on="interval")

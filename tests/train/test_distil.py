@@ -64,6 +64,12 @@ def test_perfect_weights_are_not_made_worse():
     assert nmse(result.proto, X, TARGET) < 1e-9
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_few_steps_have_a_schedule_too(steps):
+    result = distil(convolution(2), [X], TARGET, CONFIG.model_copy(update={"steps": steps}), seed=0)
+    assert result.steps == steps and result.nmse <= result.start_nmse
+
+
 def test_the_same_seed_gives_the_same_weights():
     config = CONFIG.model_copy(update={"steps": 10})
     first, second, other = (distil(convolution(2), [X], TARGET, config, seed=s) for s in (3, 3, 4))

@@ -11,17 +11,18 @@ import torch
 from onnx import numpy_helper
 from pydantic import ValidationError
 from tiny_models import classifier, image_dataset, regressor
+from torch import nn
 
 from opadapt.errors import ConfigError, DataError, Refused, RunError
 from opadapt.model.graph import Model
+from opadapt.torchgraph.ops.normalization import BatchNorm
 from opadapt.train.data import Dataset, Split
 from opadapt.train.evaluate import predict
 from opadapt.train.finetune import FinetuneConfig, finetune
 from opadapt.train.finetune_config import learning_rate
 from opadapt.train.loss import Head, Loss, alike, heads_of
-from opadapt.train.metrics import MetricConfig, make_metric
+from opadapt.train.metrics import Metric, MetricConfig, make_metric
 from opadapt.train.preprocess import AugmentConfig, Preprocess, PreprocessConfig, resolve
-from opadapt.train.speed import Execution, candidates, fastest
 
 AGREEMENT = make_metric(MetricConfig(name="agreement"))
 FAST = FinetuneConfig(epochs=4, batch=32, learning_rate=0.05, threads=1)
@@ -198,6 +199,60 @@ def test_features_are_compared(tmp_path):
         )
 
 
+def test_features_weigh_as_much_as_asked(tmp_path):
+    losses = []
+    for weight in (1.0, 3.0):
+        config = FAST.model_copy(
+            update={"epochs": 1, "learning_rate": 1e-9, "features": ("r",), "feature_weight": weight}
+            | {"teacher_weight": 0.0, "label_weight": 0.0}
+        )
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        losses.append(finetune(classifier(1), classifier(0), labelled(), config, folder).history[1].loss)
+    assert losses[1] == pytest.approx(3 * losses[0], rel=1e-4)
+
+
+class Last:
+    """A metric by which every epoch is better than the one before: the last one is kept."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def __call__(self, outputs: np.ndarray, target: np.ndarray) -> float:
+        self.value += 1.0
+        return self.value
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_weights_decay_and_biases_do_not(tmp_path, decay):
+    """The student is the teacher: no gradient moves it."""
+    config = FAST.model_copy(update={"epochs": 1, "batch_norm": False, "weight_decay": decay})
+    model = classifier(0)
+    bias = next(i for i in model.graph.initializer if i.name == "head.b")
+    bias.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "head.b"))
+    metric = Metric("last", True, False, 1.0, Last(), None)
+    result = finetune(model, model, image_dataset(400, None), config, tmp_path, metric=metric)
+    before, after = weights_of(model), weights_of(result.proto)
+    left = {n: np.linalg.norm(after[n]) / np.linalg.norm(before[n]) for n in ("conv.w", "head.w", "head.b")}
+    assert left["head.b"] == pytest.approx(1.0, abs=2e-3)
+    for name in ("conv.w", "head.w"):
+        assert (0.8 < left[name] < 0.99) if decay else left[name] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_normalisation_is_put_in_only_where_asked(tmp_path, wanted):
+    seen = set()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, arguments, output: seen.add(isinstance(module, BatchNorm))
+    )
+    try:
+        config = FAST.model_copy(update={"epochs": 1, "batch_norm": wanted})
+        finetune(classifier(1), classifier(0), labelled(), config, tmp_path)
+    finally:
+        hook.remove()
+    assert (True in seen) is wanted
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path):
     with pytest.raises(Refused, match="fixed"):
         finetune(classifier(1, batch=4), classifier(0), labelled(), FAST, tmp_path)
@@ -253,16 +308,6 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert 0 < rates[0] < 0.01
     assert rates[6] == pytest.approx(0.05)
     assert rates[-1] == pytest.approx(0)
-
-
-def test_the_fastest_execution_is_chosen():
-    options = [Execution("cpu", t, False, False) for t in (1, 2, 3)]
-    costs = {1: 0.03, 2: 0.005, 3: 0.02}
-    chosen = fastest(options, lambda option: __import__("time").sleep(costs[option.threads]))
-    assert chosen.threads == 2
-    assert 0.004 < chosen.step_s < 0.02
-    assert {c.threads for c in candidates("float32", 3)} == {3}
-    assert not any(c.bfloat16 for c in candidates("float32", None))
 
 
 def test_a_real_network_recovers_from_a_disturbed_branch(tmp_path, shared_models, shared_data):

@@ -1,0 +1,176 @@
+"""Which groups are searched, when the search of them ends, and what of it is offered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rows import CHANNELS, group_of, separable, write_row
+
+from opadapt.journal import Journal
+from opadapt.measure.profile import Profile, profile
+from opadapt.search.candidate import Candidate
+from opadapt.search.evolve import Evolution, Individual, Scores
+from opadapt.search.stages import Results
+from opadapt.steps import explore as exploring
+from opadapt.steps.activations import Activations
+from opadapt.steps.context import Context
+from opadapt.steps.explore import Ranked, explore, explore_groups, rank_groups, spread
+from opadapt.steps.tuning import with_weights
+
+
+def profiled(context: Context) -> Profile:
+    return profile(context.device, context.original, context.experiment.timing)
+
+
+def ranked(context: Context) -> list[Ranked]:
+    return rank_groups(context, context.original, profiled(context))
+
+
+def nodes_of(one: Ranked) -> set[str]:
+    return {n for member in one.group.members for n in member.region.nodes}
+
+
+def test_the_worst_groups_alone(make_context) -> None:
+    everything = ranked(make_context(search={"top_groups": 99}))
+    assert len(everything) > 2
+    some = ranked(make_context(search={"top_groups": 2}))
+    assert [r.group.key for r in some] == [r.group.key for r in everything[:2]]
+
+
+def test_no_region_is_larger_than_allowed(make_context) -> None:
+    sizes = {
+        most: {
+            len(m.region.nodes)
+            for r in ranked(make_context(search={"top_groups": 99, "max_region_nodes": most}))
+            for m in r.group.members
+        }
+        for most in (1, 2, 10)
+    }
+    assert sizes[1] == {1} and max(sizes[2]) == 2 and 2 < max(sizes[10]) <= 10
+
+
+def test_groups_may_share_as_much_as_allowed(make_context) -> None:
+    def shared(most: float) -> bool:
+        found = ranked(make_context(search={"top_groups": 99, "max_overlap": most}))
+        nodes = [n for r in found for n in nodes_of(r)]
+        return len(nodes) > len(set(nodes))
+
+    assert not shared(0.0) and shared(1.0)
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(0.0, "ac"), (0.4, "ac"), (0.6, "abc")])
+def test_what_is_covered_counts_by_its_latency(most: float, chosen: str) -> None:
+    """b has half of its latency in a; d costs nothing."""
+    cost_s = {"1": 3.0, "2": 1.0, "3": 1.0, "4": 2.0, "5": 0.0}
+    found = []
+    for name, nodes in {"a": "12", "b": "23", "c": "4", "d": "5"}.items():
+        member = SimpleNamespace(region=SimpleNamespace(nodes=tuple(nodes)))
+        group = SimpleNamespace(key=name, members=(member,))
+        found.append(Ranked(group, sum(cost_s[n] for n in nodes), 0, 0.0))  # type: ignore[arg-type]
+    assert "".join(r.group.key for r in exploring._without_overlap(found, cost_s, most)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [1.0]), (2, [1.0, 9.0]), (3, [1.0, 4.5, 9.0]), (9, [1.0, 1.1, 1.2, 4.5, 9.0])]
+)
+def test_finalists_are_spread_over_the_front(
+    make_context, tmp_path, count: int, expected: list[float]
+) -> None:
+    candidate = separable(group_of(make_context(write_row(tmp_path / "row.onnx")).original, "a"))
+    front = [Individual(candidate, Scores(s, 10.0 - s)) for s in (1.0, 1.1, 1.2, 4.5, 9.0)]
+    assert [i.scores.latency_s for i in spread(front, count)] == expected
+
+
+# the budget, and what is recorded
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Training is made up; the digests of the candidates it was asked for."""
+    asked: list[str] = []
+
+    class Training:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def probe(self, candidates: Iterable[Candidate]) -> Results:
+            for candidate in candidates:
+                asked.append(candidate.digest)
+                yield 0.1 + 0.01 * len(asked)
+
+    monkeypatch.setattr(exploring, "GroupTraining", Training)
+    yield asked
+
+
+@pytest.fixture
+def small(make_context, tmp_path):
+    """A context on the row of convolutions with a short search."""
+
+    def make(**settings: object) -> Context:
+        search = {"space": "quick", "population": 4, "generations": 1, "top_groups": 3, "finalists": 1}
+        return make_context(write_row(tmp_path / "row.onnx"), search=search, **settings)
+
+    return make
+
+
+def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many results each generation had, as they come."""
+    counts: list[int] = []
+    tell = Evolution.tell
+
+    def spied(evolution: Evolution, results: list[object]) -> None:
+        counts.append(len(results))
+        tell(evolution, results)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evolution, "tell", spied)
+    return counts
+
+
+def test_without_time_no_further_generation(small, untrained: list[str], monkeypatch) -> None:
+    generations = told(monkeypatch)
+    monkeypatch.setattr(Journal, "spent_s", lambda journal: 61.0 * len(generations))
+    context = small(budget_minutes=1)
+    explore(
+        context, context.original, profiled(context), ranked(context)[0], Activations(context.cache / "x")
+    )
+    assert len(generations) == 1 and any("ended the search early" in w for w in context.warnings)
+
+
+def test_without_time_no_further_group(small, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+
+    def explore(context: Context, model: object, profile: object, one: Ranked, rest: object) -> str:
+        searched.append(one.group.key)
+        return one.group.key
+
+    monkeypatch.setattr(exploring, "explore", explore)
+    monkeypatch.setattr(Journal, "spent_s", lambda journal: 31.0 * len(searched))
+
+    def run() -> tuple[list[Ranked], Context]:
+        context = small(budget_minutes=1)
+        groups = ranked(context)
+        explore_groups(context, context.original, profiled(context), groups, Activations(context.cache / "x"))
+        return groups, context
+
+    groups, context = run()
+    assert len(groups) == 3
+    assert searched == [g.group.key for g in groups[:2]]
+    assert any("after 2 of 3 groups" in w for w in context.warnings)
+    # a resumed run searches the same, whatever its clock says
+    searched.clear()
+    monkeypatch.setattr(Journal, "spent_s", lambda journal: 0.0)
+    assert run()[0] and searched == [g.group.key for g in groups[:2]]
+
+
+def test_a_candidate_of_two_rounds_has_a_row_for_each(small, untrained: list[str], monkeypatch) -> None:
+    """The second round's model has other weights behind the same group."""
+    generations = told(monkeypatch)
+    context = small()
+    group = ranked(context)[0]
+    changed = with_weights(context.original, {"head.w": np.zeros((CHANNELS, 4), np.float32)})
+    for number, model in enumerate((context.original, changed)):
+        explore(context, model, profiled(context), group, Activations(context.cache / str(number)))
+    rows = list(context.journal.results("candidate"))
+    assert len(rows) == sum(generations) > len({row["program"] for _, row in rows})

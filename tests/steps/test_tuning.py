@@ -1,0 +1,153 @@
+"""Fine-tuning and judging as steps: what is handed over, in which time, and against whom a model is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from opadapt.journal import Journal
+from opadapt.model.graph import Model
+from opadapt.steps import tuning
+from opadapt.steps.context import Context
+from opadapt.steps.tuning import FEATURES, borders, compare, prepared, tune, with_weights
+from opadapt.train.finetune_config import EpochRecord, FinetuneConfig, FinetuneResult
+from opadapt.train.speed import Execution
+
+BEST = EpochRecord(0, float("nan"), 1.0, 0.0, 0.0)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneConfig]:
+    """Fine-tuning that returns the student at once; the settings it was asked for."""
+    found: list[FinetuneConfig] = []
+
+    def finetune(
+        student: onnx.ModelProto,
+        teacher: object,
+        data: object,
+        config: FinetuneConfig,
+        *rest: object,
+        **more: object,
+    ) -> FinetuneResult:
+        found.append(config)
+        return FinetuneResult(student, (BEST,), 0, 1.0, 0, 0, 0.0, Execution("cpu", 1, False, False))
+
+    monkeypatch.setattr(tuning, "finetune", finetune)
+    return found
+
+
+def tuned(context: Context, tag: str = "first") -> None:
+    assert context.dataset is not None
+    tune(context, context.dataset, prepared(context, context.original), tag)
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(None, 6.0), (2.0, 2.0), (30.0, 6.0)])
+def test_the_minutes_are_cut_to_what_the_budget_leaves(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig], monkeypatch, wanted, given
+) -> None:
+    """3 of 10 minutes are spent, one is kept for the end."""
+    monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
+    tuned(make_context(budget_minutes=10, finetune={"minutes": wanted}))
+    assert [c.minutes for c in asked] == [pytest.approx(given)]
+
+
+def test_a_resumed_run_has_the_minutes_of_the_first(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig], monkeypatch
+) -> None:
+    clock = {"s": 180.0}
+    monkeypatch.setattr(Journal, "spent_s", lambda journal: clock["s"])
+    tuned(make_context(budget_minutes=10))
+    clock["s"] = 500.0
+    tuned(make_context(budget_minutes=10, finetune={"batch": 99}))  # other work, planned before
+    tuned(make_context(budget_minutes=10), "second")
+    assert [c.minutes for c in asked] == [pytest.approx(6.0), pytest.approx(6.0), pytest.approx(1.0)]
+
+
+def test_without_a_budget_the_minutes_stay(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig]
+) -> None:
+    tuned(make_context(finetune={"minutes": 30.0}))
+    assert [c.minutes for c in asked] == [30.0]
+
+
+# features
+
+
+def test_targets_between_are_spread_over_the_depth(make_context: Callable[..., Context]) -> None:
+    model = make_context().original
+    made = [n for node in model.proto.graph.node for n in node.output]
+    found = borders(model, model, made)
+    assert len(found) == FEATURES < len(made) - 1
+    places = [made.index(n) for n in found]
+    assert places == sorted(places) and max(np.diff(places)) <= 3
+    assert found[-1] == made[-2]  # the last that is no output of the model: those are targets anyway
+
+
+def test_targets_between_are_outputs_of_replaced_parts_that_both_models_have(
+    make_context: Callable[..., Context],
+) -> None:
+    original = make_context().original
+    student = original.with_proto(_renamed(original, "block1.add", "elsewhere"))
+    assert borders(original, student, ["block0.add", "block1.add", "new", "logits"]) == ("block0.add",)
+    assert borders(original, student, []) == ()
+
+
+def _renamed(model: Model, old: str, new: str) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if n == old else n for n in names]
+    return proto
+
+
+def test_replaced_parts_are_what_is_learned_between(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig]
+) -> None:
+    context = make_context()
+    assert context.dataset is not None
+    tune(context, context.dataset, prepared(context, context.original), "first", ["block0.add"])
+    fixed = make_context(finetune={"features": ["pool"]})
+    tune(fixed, context.dataset, prepared(fixed, fixed.original), "first", ["block0.add"])
+    assert [c.features for c in asked] == [("block0.add",), ("pool",)]
+
+
+def test_only_a_normalised_training_needs_biases(make_context: Callable[..., Context]) -> None:
+    context, plain = make_context(), make_context(finetune={"batch_norm": False})
+    bare = onnx.ModelProto()
+    bare.CopyFrom(context.original.proto)
+    conv = next(n for n in bare.graph.node if n.op_type == "Conv")
+    del conv.input[2:]
+    student = context.original.with_proto(bare)
+
+    def bias(found: Model) -> bool:
+        return all(len(n.input) == 3 for n in found.proto.graph.node if n.op_type == "Conv")
+
+    assert bias(prepared(context, student)) and not bias(prepared(plain, student))
+
+
+# judging
+
+
+def judged(context: Context, split: str, model: Model) -> Any:
+    assert context.dataset is not None
+    return compare(context, context.dataset, model, getattr(context.dataset, split), split)
+
+
+def test_the_reference_counts_on_validation_data_alone(make_context: Callable[..., Context]) -> None:
+    context = make_context(tolerance={"points": 1.0, "reference_points": 80.0})
+    assert judged(context, "validation", context.original).loss == pytest.approx(80.0 - 100.0)
+    assert judged(context, "test", context.original).loss == 0.0
+    plain = make_context()
+    assert judged(plain, "validation", plain.original).original == 100.0
+
+
+def test_a_model_is_judged_against_the_original(make_context: Callable[..., Context]) -> None:
+    context = make_context(tolerance={"points": 1.0})
+    turned = {n: -v for n, v in context.original.initializers.items() if n.startswith("head")}
+    found = judged(context, "validation", with_weights(context.original, turned))
+    assert not found.accepted and found.loss == pytest.approx(100.0)  # the best class is now the worst
