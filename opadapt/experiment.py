@@ -158,6 +158,11 @@ class Experiment(BaseModel):
     )
     opset: int | None = Field(None, ge=9, description="opset of the export; none: the model's own")
     seed: int = Field(0, ge=0, description="fixes every random choice")
+    reuse: bool = Field(
+        True,
+        description="take measurements and distilled parts of earlier runs of the same model, data and seed over from "
+        "the folder of runs",
+    )
     data: DataConfig | None = Field(
         None, description="training and evaluation data; none: only exact replacements are allowed"
     )

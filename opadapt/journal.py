@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def content_key(*parts: object) -> str:
     """A short stable name of JSON-able parts (sha256, 24 hex digits)."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _read_only(file: Path) -> str:
+    return f"{file.absolute().as_uri()}?mode=ro"
+
+
+def noted(folder: Path, name: str) -> str | None:
+    """What ``fix`` noted in the run folder under a name; None where it is no run folder or was not noted."""
+    try:
+        with contextlib.closing(sqlite3.connect(_read_only(folder / JOURNAL_FILE), uri=True)) as journal:
+            row = journal.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
+    except sqlite3.Error:
+        return None
+    return None if row is None else str(row[0])
 
 
 @contextlib.contextmanager
@@ -160,6 +175,11 @@ class Journal:
         begun = dict(self._db.execute("SELECT stage, COUNT(*) FROM attempt GROUP BY stage").fetchall())
         return {stage: (n, begun.get(stage, n), seconds) for stage, n, seconds in rows}
 
+    def attempts(self, stage: str) -> int:
+        """How many trials of a stage were begun."""
+        (found,) = self._db.execute("SELECT COUNT(*) FROM attempt WHERE stage = ?", (stage,)).fetchone()
+        return int(found)
+
     def results(self, stage: str) -> Iterator[tuple[str, Any]]:
         """All (key, result) of a stage in the order they were finished."""
         rows = self._db.execute(
@@ -167,6 +187,31 @@ class Journal:
         )
         for key, result in rows.fetchall():
             yield key, json.loads(result)
+
+    def borrow(self, other: Path, stages: Iterable[str]) -> int:
+        """Copy the finished trials of some stages from another run's folder, with the arrays that they name by
+        ``weights``, at no cost; returns how many were new. What cannot be read there is left out."""
+        taken = 0
+        with contextlib.closing(sqlite3.connect(_read_only(other / JOURNAL_FILE), uri=True)) as theirs:
+            for stage in stages:
+                rows = theirs.execute("SELECT key, result FROM trial WHERE stage = ?", (stage,)).fetchall()
+                for key, text in rows:
+                    if self.find(stage, key) is None and self._borrow_arrays(other, json.loads(text)):
+                        self.finish(stage, key, json.loads(text), 0.0)
+                        taken += 1
+        return taken
+
+    def _borrow_arrays(self, other: Path, result: Any) -> bool:
+        digest = result.get("weights") if isinstance(result, dict) else None
+        if digest is None:
+            return True
+        theirs, mine = (folder / "weights" / f"{digest}.npz" for folder in (other, self.folder))
+        if not mine.exists() and theirs.exists():
+            with _storage("write weights into"):
+                temporary = mine.with_suffix(f".{os.getpid()}.tmp")
+                shutil.copyfile(theirs, temporary)
+                temporary.replace(mine)
+        return mine.exists()
 
     def save_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> str:
         """Store arrays under the hash of their content; returns the hash."""

@@ -28,6 +28,7 @@ from opadapt.model.load import load
 from opadapt.model.save import write_atomic
 from opadapt.report.progress import Progress
 from opadapt.search.space import Space, load_space
+from opadapt.steps.earlier import borrow
 from opadapt.steps.workers import Workers
 from opadapt.torchgraph import build
 from opadapt.train.data import Dataset, load_data
@@ -157,14 +158,19 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
         metric(outputs, metric.target(few.labels, outputs))
 
 
-def _fingerprint(experiment: Experiment, original: Model, dataset: Dataset | None) -> str:
-    """What a run's recorded results stand for. Not the folder, the paths and the hosts: those may move; nor the number
-    of workers, which changes no result."""
+def _settings(experiment: Experiment) -> dict[str, object]:
+    """What a run's recorded results stand for, beside the model and the data. Not the folder, the paths and the
+    hosts: those may move; nor the number of workers, which changes no result."""
     settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model", "host"})
     settings["search"]["workers"] = 0
     settings["device"] = split_device(experiment.device)[0]
     if settings["data"] is not None:
         settings["data"] |= {"path": None, "x": None, "y": None}
+    return settings
+
+
+def _contents(original: Model, dataset: Dataset | None) -> str:
+    """A digest of the model and of a sample of the data, which may be large."""
     digest = hashlib.sha256(original.proto.SerializeToString(deterministic=True))
     for split in () if dataset is None else (dataset.train, dataset.validation, dataset.test):
         for name, array in sorted(split.inputs.items()):
@@ -172,7 +178,7 @@ def _fingerprint(experiment: Experiment, original: Model, dataset: Dataset | Non
             digest.update(array[:: max(1, len(array) // 256)].tobytes())
         if split.labels is not None:
             digest.update(split.labels.tobytes())
-    return content_key(settings, digest.hexdigest())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -201,7 +207,8 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1, experiment.host) as device,
     ):
-        journal.fix("experiment", _fingerprint(experiment, original, dataset))
+        contents = _contents(original, dataset)
+        journal.fix("experiment", content_key(_settings(experiment), contents))
         journal.fix("search space", space.digest)
         assert original.source.original is not None
         write_atomic(folder / "original.onnx", original.source.original.SerializeToString())
@@ -226,5 +233,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         context.tell_losses()
         if dataset is not None:
             context.tell_unjudged()
+        if taken := borrow(journal, experiment, contents):
+            progress.note(f"{taken} results of earlier runs are taken over (reuse: false measures anew)")
         yield context
     shutil.rmtree(cache, ignore_errors=True)

@@ -115,7 +115,10 @@ class GroupLatency:
     def _read(self, candidate: Candidate) -> float | Refused:
         found = self._find(self.key(candidate))
         assert found is not None
-        return Refused("latency", found["refused"]) if "refused" in found else float(found["latency_s"])
+        if "refused" in found:
+            return Refused("latency", found["refused"])
+        saved_s = self.wall_s * (1 - found["ratio"]) / len(self.group.members)
+        return float(max(self.member_s - saved_s, 0.0))
 
     def _record(self, candidates: Sequence[Candidate], readings: Readings) -> None:
         journal = self.context.journal
@@ -125,9 +128,7 @@ class GroupLatency:
             if isinstance(found, str):
                 journal.finish("latency", key, {"refused": found}, 0.0)
                 continue
-            saved_s = self.wall_s * (1 - found) / len(self.group.members)
-            row = {"latency_s": max(self.member_s - saved_s, 0.0), "ratio": found}
-            journal.finish("latency", key, row, readings.seconds / timed)
+            journal.finish("latency", key, {"ratio": found}, readings.seconds / timed)
         for number, (board, base_s) in enumerate(readings.base):
             if board is not None:
                 key = content_key(self.scope, number, *(c.digest for c in candidates))
