@@ -58,7 +58,7 @@ def profile(device: Device, model: Model, timing: Timing) -> Profile:
     raw = device.profile(proto.SerializeToString(), timing)
     wall = median_latency(raw.times, 0)
     optimized = onnx.load_model_from_string(raw.optimized).graph
-    kernels = wall_times(raw.kernels, wall.value)
+    kernels = wall_times(raw.kernels, wall.value, float(raw.times.latency_s[0].min()))
     owners = attribute(proto.graph, optimized)
 
     shapes = concrete_shapes(proto)
@@ -82,19 +82,21 @@ def profile(device: Device, model: Model, timing: Timing) -> Profile:
     return Profile(wall, nodes, covered, tuple(unattributed), raw.times.conditions)
 
 
-def wall_times(kernels: Sequence[Kernel], wall_s: float) -> tuple[Kernel, ...]:
-    """Kernels with times that sum to at most the wall time.
+def wall_times(kernels: Sequence[Kernel], wall_s: float, fastest_s: float) -> tuple[Kernel, ...]:
+    """Kernels with times that sum to the wall time, or to less where they do not explain it.
 
     What the profile has too much is the same for every kernel (one event each): it is taken off each of them,
-    as far as the smallest allows; a tenth of that one is left, because nothing is free. The rest is scaled
-    down. Times are never scaled up: what is missing to the wall time was not spent in kernels. Raises DeviceError.
+    as far as the smallest allows; a tenth of that one is left, because nothing is free. The rest is scaled. Other
+    work on the machine stretches the wall time of some blocks and not the profiled runs: only what the kernels lack
+    of the fastest block, ``fastest_s``, was spent between them. Raises DeviceError.
     """
     total_s = sum(k.latency_s for k in kernels)
     if not kernels or total_s <= 0:
         raise DeviceError("the profile has no kernel times", expected="one per node of the optimised model")
     excess_s = max(0.0, total_s - wall_s) / len(kernels)
     event_s = min(excess_s, 0.9 * min(k.latency_s for k in kernels))
-    factor = min(1.0, wall_s / (total_s - event_s * len(kernels)))
+    filled_s = min(1.0, total_s / fastest_s) * wall_s
+    factor = filled_s / (total_s - event_s * len(kernels))
     return tuple(Kernel(k.name, k.op_type, (k.latency_s - event_s) * factor) for k in kernels)
 
 

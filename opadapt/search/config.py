@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -10,6 +12,12 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    method: Literal["evolution", "random"] = Field(
+        "evolution", description="random: chains of mutations of the original, without selection (a baseline)"
+    )
+    budget_share: float = Field(
+        0.5, gt=0, le=1, description="share of the experiment's budget after which nothing more is searched"
+    )
     space: str = Field("default", description="search space: a shipped name, or a path to a space file")
     top_groups: int = Field(4, ge=1, description="how many groups of equal regions to search, worst first")
     max_overlap: float = Field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,9 @@ from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
 from opadapt.search.edit import DoesNotApply
 from opadapt.search.space import Space
-from opadapt.search.vary import seeds, vary
+from opadapt.search.vary import mutate, seeds, vary
+
+CHAIN = 4  # mutations of a candidate of the random search, at most
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ class Evolution:
         """The next generation, without anything seen before. Raises RuntimeError if the last was not told."""
         if self._asked is not None:
             raise RuntimeError("ask: the last generation has not been told")
-        self._asked = self._seeds() if self.generation == 0 else self._children()
+        if self.config.method == "random":
+            self._asked = self._made(self._chain)
+        else:
+            self._asked = self._seeds() if self.generation == 0 else self._made(self._child)
         return self._asked
 
     def tell(self, results: Sequence[Scores | Refused]) -> None:
@@ -146,18 +151,29 @@ class Evolution:
         made = seeds(self.original, self.space, int(self.rng.integers(2**31)), self._refuse)
         return [candidate for candidate in made if self._fresh(candidate)]
 
-    def _children(self) -> list[Candidate]:
-        children: list[Candidate] = []
+    def _made(self, make: Callable[[], Candidate]) -> list[Candidate]:
+        """As many new candidates as the population has places, fewer where ``make`` finds no more."""
+        found: list[Candidate] = []
         for _ in range(self.config.population * 20):
-            if len(children) == self.config.population:
+            if len(found) == self.config.population:
                 break
             try:
-                child = vary(self._parents(), self.space, self.config, self.rng, self._refuse)
+                made = make()
             except DoesNotApply:
                 continue
-            if self._fresh(child):
-                children.append(child)
-        return children
+            if self._fresh(made):
+                found.append(made)
+        return found
+
+    def _child(self) -> Candidate:
+        return vary(self._parents(), self.space, self.config, self.rng, self._refuse)
+
+    def _chain(self) -> Candidate:
+        """The original after one to CHAIN mutations."""
+        made = self.original
+        for _ in range(int(self.rng.integers(1, CHAIN + 1))):
+            made = mutate(made, self.space, self.config, self.rng, self._refuse)
+        return made
 
     def _parents(self) -> tuple[Candidate, Candidate]:
         """Winners of two binary tournaments, by the crowding distances of selection, which are per front."""

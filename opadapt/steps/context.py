@@ -70,13 +70,18 @@ class Context:
         budget = self.experiment.budget_minutes
         return None if budget is None else budget - self.journal.spent_s() / 60
 
-    def stop(self, *where: object) -> bool:
-        """Whether the budget is used up at this point of the story. Decided once: a resumed run stops where the
-        first one did, not earlier because the clock has gone on."""
-        left = self.left_minutes()
-        if left is None:
+    def stop(self, *where: object, share: float = 1.0) -> bool:
+        """Whether this share of the budget is used up at this point of the story. Decided once: a resumed run stops
+        where the first one did, not earlier because the clock has gone on."""
+        left, budget = self.left_minutes(), self.experiment.budget_minutes
+        if left is None or budget is None:
             return False
-        return bool(self.journal.once("budget", content_key(*where), lambda: {"stop": left <= 0})["stop"])
+        over = left <= (1 - share) * budget
+        return bool(self.journal.once("budget", content_key(*where), lambda: {"stop": over})["stop"])
+
+    def stop_search(self, *where: object) -> bool:
+        """Whether what the search may take of the budget is used up; the rest is fine-tuning's."""
+        return self.stop("search", *where, share=self.experiment.search.budget_share)
 
     @property
     def samples(self) -> tuple[int, int]:

@@ -101,10 +101,10 @@ def original_candidate(group: Group) -> Candidate:
 def explore_groups(
     context: Context, model: Model, profile: Profile, ranked: Sequence[Ranked], activations: Activations
 ) -> list[Explored]:
-    """Search one group after the other; with the budget used up no further one is begun."""
+    """Search one group after the other; with its share of the budget used up no further one is begun."""
     explored: list[Explored] = []
     for one in ranked:
-        if explored and context.stop(activations.folder.name, one.group.key, 0):
+        if explored and context.stop_search(activations.folder.name, one.group.key, 0):
             context.warn(f"the budget ended the search after {len(explored)} of {len(ranked)} groups")
             break
         explored.append(explore(context, model, profile, one, activations))
@@ -146,7 +146,7 @@ def explore(
         f"{ranked.latency_s / profile.wall.value:.0%} of the latency"
     )
     while not evolution.done:
-        if evolution.generation and context.stop(
+        if evolution.generation and context.stop_search(
             activations.folder.name, ranked.group.key, evolution.generation
         ):
             context.warn("the budget ended the search early")

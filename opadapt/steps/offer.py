@@ -34,10 +34,14 @@ def offers(
     activations: Activations,
     harm: Harm,
 ) -> dict[str, Offer]:
-    """Every finalist trained for every member, with its damage inside the whole model; by option key."""
+    """Every finalist trained for every member, with its damage inside the whole model; by option key. With the search's
+    share of the budget used up, only those of the groups before."""
     found: dict[str, Offer] = {}
-    for one in explored:
+    for number, one in enumerate(explored):
         group = one.ranked.group
+        if number and context.stop_search(activations.folder.name, group.key, "offers"):
+            context.warn(f"the budget left time for the replacements of {number} of {len(explored)} groups")
+            break
         candidates = [individual.candidate for individual in one.finalists]
         name = group.members[0].region.name
         context.progress.stage(

@@ -59,7 +59,7 @@ def kernels(*latencies_s: float) -> list[Kernel]:
 
 def test_the_price_of_profiling_is_taken_off_every_kernel() -> None:
     true = np.array([1e-6, 5e-6, 100e-6, 20e-6])
-    found = wall_times(kernels(*(true + 5e-6)), float(true.sum()))
+    found = wall_times(kernels(*(true + 5e-6)), float(true.sum()), float(true.sum()))
     assert [k.latency_s for k in found] == pytest.approx(list(true))
 
 
@@ -68,14 +68,21 @@ def test_the_price_of_profiling_is_taken_off_every_kernel() -> None:
 )
 def test_kernels_fill_the_wall_time_at_most(wall: float, expected: float) -> None:
     """Inflated times are brought down to the wall; time that no kernel took is not given to any."""
-    found = wall_times(kernels(6e-6, 7e-6, 40e-6), wall)
+    found = wall_times(kernels(6e-6, 7e-6, 40e-6), wall, wall)
     assert sum(k.latency_s for k in found) == pytest.approx(expected)
     assert all(k.latency_s > 0 for k in found)
 
 
 def test_a_profile_without_kernels_is_refused() -> None:
     with pytest.raises(DeviceError, match="no kernel times"):
-        wall_times([], 1e-3)
+        wall_times([], 1e-3, 1e-3)
+
+
+def test_a_block_that_others_disturbed_is_no_time_between_kernels() -> None:
+    found = wall_times(kernels(6e-6, 7e-6, 40e-6), wall_s=80e-6, fastest_s=50e-6)
+    assert sum(k.latency_s for k in found) == pytest.approx(80e-6)
+    found = wall_times(kernels(6e-6, 7e-6, 40e-6), wall_s=80e-6, fastest_s=60e-6)
+    assert sum(k.latency_s for k in found) == pytest.approx(80e-6 * 53 / 60)
 
 
 def test_kernels_match_nodes_by_name_then_by_order() -> None:

@@ -162,3 +162,19 @@ def test_global_random_is_left_as_it_was() -> None:
     before = random.getstate()
     search(1)
     assert random.getstate() == before
+
+
+def test_random_search_never_selects() -> None:
+    """Chains of mutations of the original, whatever was found before."""
+    config = CONFIG.model_copy(update={"method": "random"})
+    evolution = Evolution(ORIGINAL, Scores(1.0, 0.0), SPACE, config, np.random.default_rng(0))
+    lengths: set[int] = set()
+    while not evolution.done:
+        asked = evolution.ask()
+        assert len(asked) == config.population
+        for candidate in asked:
+            first, *steps = candidate.origin.split(" > ")
+            assert first == "original" and " x " not in candidate.origin
+            lengths.add(len(steps))
+        evolution.tell(evaluate(asked))
+    assert lengths == {1, 2, 3, 4}

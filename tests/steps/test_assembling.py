@@ -188,7 +188,7 @@ def test_without_a_target_as_far_as_training_may_recover(
         screened.append(len({n.split("/")[0] for n in model.nodes if n.startswith("adapted_")}))
         return SimpleNamespace(loss=4.0 * screened[-1], allowed=1.0)
 
-    monkeypatch.setattr(students, "compare", compare)
+    monkeypatch.setattr(students, "judged", compare)
     reachable = wall_s / (wall_s - 3 * saved_s)
     data = SimpleNamespace(validation=None)
     goal = first_goal(context, data, context.original, wall_s, offers, reachable)  # type: ignore[arg-type]
