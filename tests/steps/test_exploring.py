@@ -146,10 +146,11 @@ def test_without_time_no_further_group(small, monkeypatch: pytest.MonkeyPatch) -
         return one.group.key
 
     monkeypatch.setattr(exploring, "explore", explore)
+    # half of the two minutes is fine-tuning's
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 31.0 * len(searched))
 
     def run() -> tuple[list[Ranked], Context]:
-        context = small(budget_minutes=1)
+        context = small(budget_minutes=2)
         groups = ranked(context)
         explore_groups(context, context.original, profiled(context), groups, Activations(context.cache / "x"))
         return groups, context

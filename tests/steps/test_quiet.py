@@ -88,7 +88,9 @@ def test_distillation_and_damage_in_a_worker(make_context: MakeContext, watch: W
     np.save(tmp_path / "reference.npy", np.ones((4, 4), np.float32))
     paths = {name: tmp_path / f"{name}.npy" for name in inputs}
     proto = made.original.proto.SerializeToString()
-    assert run_damage(DamageTask(proto, paths, tmp_path / "reference.npy", "logits")).value > 0
+    output = made.original.outputs[0]
+    task_of_damage = DamageTask(proto, paths, {output: tmp_path / "reference.npy"}, {output: "logits"})
+    assert run_damage(task_of_damage).value > 0
     assert len(watch.seen) == 2 and watch.excluded_timing()
 
 

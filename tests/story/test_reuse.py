@@ -12,7 +12,7 @@ from opadapt.experiment import create_run, load_experiment
 from opadapt.journal import Journal
 from opadapt.report.data import Report
 from opadapt.report.progress import Silent
-from opadapt.steps.earlier import STAGES
+from opadapt.steps.earlier import STAGES, subject
 from opadapt.yamlfile import Override
 
 
@@ -52,13 +52,31 @@ def test_another_target_pays_for_no_candidate_twice(first: tuple[Path, Report, P
     assert report.verdict.target_reached
 
 
+def test_no_reuse_pays_for_all(first: tuple[Path, Report, Path]) -> None:
+    path, report, _ = first
+    again, second = run(path, name="anew", reuse=False)
+    assert all(begun(second).values()) and again.replacements == report.replacements
+
+
 @pytest.mark.parametrize(
-    "changes", [{"seed": 1}, {"reuse": False}, {"metric__name": "deviation"}, {"search__probe_samples": 32}]
+    "changes",
+    [
+        {"seed": 1},
+        {"metric__name": "deviation"},
+        {"search__probe_samples": 32},
+        {"search__activation_samples": 32},
+        {"data__validation_fraction": 0.3},
+    ],
 )
-def test_what_differs_is_paid_for(first: tuple[Path, Report, Path], changes: dict[str, object]) -> None:
-    path, _, _ = first
-    _, second = run(path, name="-".join(map(str, changes)).replace("_", ""), **changes)
-    assert all(begun(second).values())
+def test_what_differs_is_another_subject(
+    first: tuple[Path, Report, Path], changes: dict[str, object]
+) -> None:
+    path = first[0]
+    overrides = [Override(tuple(name.split("__")), value, name) for name, value in changes.items()]
+    other, same = load_experiment(path, overrides), load_experiment(path)
+    assert subject(other, "contents") != subject(same, "contents")
+    faster = load_experiment(path, [Override(("target",), "3x", "--target")])
+    assert subject(faster, "contents") == subject(same, "contents") != subject(same, "other contents")
 
 
 def test_other_data_is_paid_for(first: tuple[Path, Report, Path]) -> None:
