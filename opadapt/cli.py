@@ -121,11 +121,21 @@ def run(
 
 
 @app.command()
-def resume(folder: RunArgument) -> None:
+def resume(
+    folder: RunArgument,
+    host: Annotated[str | None, typer.Option(help="Where the board is now. [as before]")] = None,
+) -> None:
     """Go on with a run that was interrupted; nothing finished is paid for again."""
     from opadapt.experiment import open_run
+    from opadapt.measure.address import split_device
+    from opadapt.measure.opening import find_device
 
-    _adapt(open_run(folder), folder.resolve())
+    experiment = open_run(folder)
+    if host is not None:
+        device = split_device(experiment.device)[0]
+        find_device(device, host)  # whether it can be there
+        experiment = experiment.model_copy(update={"device": device, "host": host})
+    _adapt(experiment, folder.resolve())
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from opadapt.errors import ConfigError
+from opadapt.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
     from opadapt.measure.facts import Facts
@@ -57,17 +57,24 @@ def check_device(
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
 ) -> None:
-    """Connect to a board and tell whether it is fit to measure on; exit code 2 if it is not."""
-    from opadapt.measure.check.checkup import check
+    """Connect to boards and tell whether they are fit to measure on; exit code 2 if one is not."""
+    from opadapt.measure.check.checkup import check, unreached
     from opadapt.measure.opening import find_device
     from opadapt.report.devices import print_checkup, write_checkups
+    from opadapt.report.printable import printable
 
     found, facts = find_device(address, host)
     console = Console()
     checkups = []
     for place in found.hosts or (None,):
-        checkups.append(check(found.type, facts, place, _note, install))
-        print_checkup(checkups[-1], console)
+        try:
+            checkups.append(check(found.type, facts, place, _note, install))
+        except DeviceError as error:  # the others may be there all the same
+            for line in f"error: {error}".splitlines():
+                _note(printable(line))
+            checkups.append(unreached(facts, place, error))
+        else:
+            print_checkup(checkups[-1], console)
     if json_file is not None:
         write_checkups(checkups, json_file)
     if any(checkup.bad for checkup in checkups):

@@ -6,6 +6,7 @@ OpadaptError              anything that opadapt refuses; the command line prints
 ├── ConfigError           a YAML file, a flag or a shipped file that says something impossible
 ├── DeviceError           a device that cannot be reached, or failed while measuring
 │   └── LostDevice        the connection or the device itself is gone
+│       └── FullDisk      the device's disk is full
 ├── ProgramError          a program of math instructions that does not type-check or parse
 ├── RunError              a run folder that cannot be written, resumed or found
 └── Refused               a candidate turned down; carries the stage and the reason
@@ -55,6 +56,12 @@ class LostDevice(DeviceError):
     do. A plain DeviceError means that the request failed. ``given_up``: to try again at once is no use."""
 
     given_up = False
+
+
+class FullDisk(LostDevice):
+    """The device's disk is full: no fault of what was asked. The device answers, but is no use until there is room."""
+
+    given_up = True
 
 
 class ProgramError(OpadaptError):

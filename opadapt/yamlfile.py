@@ -27,6 +27,7 @@ MAX_DEPTH = 32
 Location = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+_PRIVATE = {"host"}  # keys whose values are not shown again: somebody may have put a password there
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + kind for kind in ("null", "bool", "int", "float")}
 _TEXT = {_TAG + kind for kind in ("str", "timestamp")}  # a date stays the text it is
@@ -231,13 +232,14 @@ def _problem(model: type[BaseModel], document: Document, details: dict[str, Any]
     if kind == "missing":
         return ConfigError(f"{document.place(location)}: missing key '{last}'", expected=f"'{last}: ...'")
     dotted = ".".join(str(part) for part in location) or "the file"
+    found = None if _PRIVATE & set(location) else _shown(details["input"])
     message = str(details["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
-        return ConfigError(f"{document.place(location)}: {dotted}: {message}", found=_shown(details["input"]))
+        return ConfigError(f"{document.place(location)}: {dotted}: {message}", found=found)
     return ConfigError(
         f"{document.place(location)}: wrong value of '{dotted}'",
         expected=message.removeprefix("Input should be "),
-        found=_shown(details["input"]),
+        found=found,
     )
 
 

@@ -68,6 +68,7 @@ _POLL_S = 0.1  # between two looks at the temperature while the board cools down
 _SAMPLE_S = 0.01  # between two readings of the power; the sensors convert once in 1 to 140 ms
 _LEAD_S = 0.2  # what runs before an energy block: sensors average over the time before a reading
 _FULL_BYTES = 1 << 16  # a disk with less room is full
+NOT_HEAT = "PMIC-Die"  # a Jetson's zone of that type says 100 degrees whatever happens
 _STAGE = Path("stage")  # in the child's folder: the mark of what it was at, which outlives a crash
 
 
@@ -105,7 +106,7 @@ def _zones(match: str) -> Iterator[tuple[str, int | None]]:
     """Thermal zones whose type matches, in millidegrees (kernel: Documentation/driver-api/thermal)."""
     for zone in sorted(SYS.glob("class/thermal/thermal_zone*")):
         name = _read(zone / "type")
-        if fnmatch.fnmatch(name, match):
+        if name != NOT_HEAT and fnmatch.fnmatch(name, match):
             yield f"{zone.name}:{name}", _integer(zone / "temp")
 
 
@@ -713,7 +714,7 @@ def _how_it_ended(code: int, log: str) -> dict[str, Any]:
 _HASH = re.compile(r"[0-9a-f]{64}")
 _HELD = "held"  # in a session's folder: locked by its agent, whose process id is in it
 _PATIENCE_S = 10.0  # for the agent before to let go of the session
-_STALE_S = 600.0  # the age at which an upload is nobody's any more
+_STALE_S = 600.0  # the age at which a file beside this one is nobody's any more, unless it runs
 
 
 def _lock(path: Path) -> int | None:
@@ -773,16 +774,22 @@ def _tidy(folder: Path) -> dict[str, int]:
 
 
 def _sweep(sessions: Path, mine: Path) -> None:
-    """Remove the sessions of agents that were killed, and uploads of this file that were broken off."""
+    """Remove the sessions of agents that were killed, uploads of this file that were broken off, and other versions
+    of it that no process runs."""
     with contextlib.suppress(OSError):
         for folder in sessions.iterdir():
             file = _lock(folder / _HELD) if folder != mine else None
             if file is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(file)
-        for part in sessions.parent.glob("agent-*.part"):
-            if time.time() - part.stat().st_mtime > _STALE_S:
-                part.unlink()
+        for other in sessions.parent.glob("agent-*"):
+            if other != HERE and time.time() - other.stat().st_mtime > _STALE_S and not _is_run(other.name):
+                other.unlink()
+
+
+def _is_run(name: str) -> bool:
+    """Whether a process has a file of that name on its command line."""
+    return any(name in _read(line) for line in Path("/proc").glob("[0-9]*/cmdline"))
 
 
 def lock_place(shared: Path = BOARD_LOCK) -> Path:

@@ -11,11 +11,12 @@ import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from opadapt.errors import DeviceError, LostDevice
+from opadapt.errors import DeviceError, FullDisk, LostDevice
 from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.sent import Sent
@@ -26,6 +27,7 @@ PROTOCOL = 1
 GRACE_S = (
     30.0  # the agent keeps the time limit; only when it is silent this much longer, the transport gives up
 )
+REQUEST_S = 600.0  # longest wait for what has no Timing, where the facts name no limit
 TRIES = 3  # of one piece of work, when the connection or the agent is lost in the middle of it
 T = TypeVar("T")
 
@@ -37,13 +39,14 @@ _DO = {
     "locked": "wait for it to end, or choose another board",
     "space": "make room there (df -h); opadapt's own part is ~/.cache/opadapt",
     "signal": "try another onnxruntime there, or a smaller model",
-    "timeout": "allow more time (timeout_s), or measure less (blocks, min_block_s)",
+    "timeout": "allow more time (`timeout_s` of its device file), or measure less (blocks, min_block_s)",
     "memory": "use a smaller model or batch",
     "throttled": "give the board a heat sink, a fan or a stronger power supply; `cool` and `max_retries` of its "
     "device file say how long it may wait",
     "pinning": "correct `pin_cores` in its device file",
 }
-_LOST = ("throttled",)  # kinds of errors that are the board's, whatever it was asked
+# kinds of errors that are the board's, whatever it was asked
+_LOST: Mapping[str, type[LostDevice]] = MappingProxyType({"throttled": LostDevice, "space": FullDisk})
 
 
 class AgentDevice:
@@ -62,6 +65,7 @@ class AgentDevice:
         self._label = f"{facts.name}@{host}" if host else facts.name
         self._one_at_a_time = threading.RLock()
         self._closed = False
+        self._request_s = facts.timeout_s or REQUEST_S
 
     def __enter__(self) -> Self:
         self.hello()
@@ -80,7 +84,8 @@ class AgentDevice:
         return self._hello or self._again(self._present)
 
     def _again(self, work: Callable[[], T]) -> T:
-        """The result of a piece of work, begun anew when the connection or the agent is lost in the middle."""
+        """The result of a piece of work, begun anew when the connection or the agent is lost in the middle. After an
+        interrupt an answer may still be due, so that agent is asked nothing more."""
         with self._one_at_a_time:
             self._closed = False
             for left in reversed(range(TRIES)):
@@ -92,6 +97,12 @@ class AgentDevice:
                             hint = lost.do or "see that the board is on and in the network"
                             lost.do = f"{hint}; the run goes on with `opadapt resume`"
                         raise
+                except Exception:
+                    raise
+                except BaseException:  # Ctrl-C
+                    self._hello = None
+                    self._transport.close()
+                    raise
         raise AssertionError("unreachable")
 
     def _present(self) -> Mapping[str, Any]:
@@ -106,7 +117,7 @@ class AgentDevice:
     def _started(self) -> dict[str, Any]:
         self._transport.start()
         try:
-            hello = self._ask({"do": "hello"}, self.facts.timeout_s)
+            hello = self._ask({"do": "hello"}, self._request_s)
             self._check(hello)
         except LostDevice:
             raise
@@ -136,7 +147,7 @@ class AgentDevice:
 
         def work() -> dict[str, Any]:
             self._present()
-            return self._ask(request, self.facts.timeout_s)
+            return self._ask(request, self._request_s)
 
         return self._again(work)
 
@@ -166,7 +177,7 @@ class AgentDevice:
 
         def work(paths: list[str]) -> dict[str, NDArrayAny]:
             request = {"do": "run", "model": paths[0], "feeds": paths[1], "names": list(feeds)}
-            answer = self._ask({**request, "threads": self.threads}, self.facts.timeout_s)
+            answer = self._ask({**request, "threads": self.threads}, self._request_s)
             with np.load(io.BytesIO(self._get(answer["outputs"])), allow_pickle=False) as arrays:
                 return {name: arrays[f"a{i}"] for i, name in enumerate(answer["names"])}
 
@@ -176,8 +187,9 @@ class AgentDevice:
         return {"timing": timing.model_dump(), "board": _board(self.facts)}
 
     def _limit_s(self, timing: Timing) -> float:
-        """The time limit does not include the waiting for a hot board."""
-        return timing.timeout_s + (self.facts.cool.wait_s if self.facts.cool else 0.0)
+        """The board's own limit where its facts name one. It does not include the waiting for a hot board."""
+        limit_s = self.facts.timeout_s or timing.timeout_s
+        return limit_s + (self.facts.cool.wait_s if self.facts.cool else 0.0)
 
     def _with_files(
         self, contents: Sequence[bytes], work: Callable[[list[str]], T], base_first: bool = False
@@ -205,12 +217,17 @@ class AgentDevice:
                     self._put(data, f"{folder}/{name}")
                 self._sent.put(name, len(data))
             yield folder
-        finally:
-            gone = self._sent.finish(files, base)
-            if self._hello is not None and (gone or untidy):
-                paths = [f"{folder}/{name}" for name in {**dict.fromkeys(gone), **files}]
-                keep = [f"{folder}/{name}" for name in files if name not in gone]
-                self._ask({"do": "forget", "paths": paths, "keep": keep}, GRACE_S)
+        except Exception:
+            self._tidy(folder, files, base, untidy)
+            raise
+        self._tidy(folder, files, base, untidy)
+
+    def _tidy(self, folder: str, files: Mapping[str, bytes], base: Sequence[str], untidy: bool) -> None:
+        gone = self._sent.finish(files, base)
+        if self._hello is not None and (gone or untidy):
+            paths = [f"{folder}/{name}" for name in {**dict.fromkeys(gone), **files}]
+            keep = [f"{folder}/{name}" for name in files if name not in gone]
+            self._ask({"do": "forget", "paths": paths, "keep": keep}, GRACE_S)
 
     def _put(self, data: bytes, path: str) -> None:
         with self._noticing():
@@ -225,6 +242,8 @@ class AgentDevice:
         """When the connection goes, the agent is gone, too: the next request starts another."""
         try:
             yield
+        except FullDisk:
+            raise
         except LostDevice:
             self._hello = None
             raise
@@ -242,11 +261,11 @@ class AgentDevice:
         where = f" ({error['stage']})" if error.get("stage") else ""
         told = _TOLD.get(error["kind"], f"{request['do']} failed")
         found = error["message"] + (f"\n{error['log']}" if error.get("log") else "")
-        if error["kind"] in _LOST:
-            lost = LostDevice(f"{self._label}: {told}{where}", found=found, do=_DO.get(error["kind"]))
-            lost.given_up = True
-            raise lost
-        raise DeviceError(f"{self._label}: {told}{where}", found=found, do=_DO.get(error["kind"]))
+        kind = _LOST.get(error["kind"], DeviceError)
+        raised = kind(f"{self._label}: {told}{where}", found=found, do=_DO.get(error["kind"]))
+        if isinstance(raised, LostDevice):
+            raised.given_up = True
+        raise raised
 
 
 def _board(facts: Facts) -> dict[str, Any]:

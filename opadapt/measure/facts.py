@@ -156,7 +156,9 @@ class Facts(_Part):
     bad_onnxruntime: tuple[BadVersion, ...] = Field(
         default=(), description="versions of onnxruntime known to fail there"
     )
-    timeout_s: float = Field(default=600.0, gt=0, description="longest wait for one request, in seconds")
+    timeout_s: float | None = Field(
+        default=None, gt=0, description="longest wait for one request, in seconds; none: the experiment's"
+    )
     max_retries: int = Field(default=3, ge=0, description="how often a block is repeated after throttling")
     max_temperature_c: float | None = Field(
         default=None, description="CPU temperature where throttling starts, in degrees Celsius"
@@ -195,7 +197,7 @@ def load_facts(name: str) -> Facts:
             else None,
         )
     document = read_yaml(path)
-    facts = _checked(document)
+    facts = checked(document)
     if facts.name != name:
         raise ConfigError(
             f"{document.place(('name',))}: wrong value of 'name'",
@@ -258,10 +260,10 @@ def _is_device_file(path: Path) -> bool:
 
 
 def _read(path: Path) -> Facts:
-    return _checked(read_yaml(path))
+    return checked(read_yaml(path))
 
 
-def _checked(document: Document) -> Facts:
+def checked(document: Document) -> Facts:
     """Facts that agree with each other. Raises ConfigError with the place."""
     facts = validate(Facts, document)
     if (facts.transport == "null") != (facts.cost is not None):

@@ -6,17 +6,21 @@ agent as a child process of this one.
 
 from __future__ import annotations
 
+import errno
+import getpass
 import itertools
 import json
 import queue
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from opadapt.errors import DeviceError
+from opadapt.errors import DeviceError, FullDisk
 
 AGENT = Path(__file__).with_name("agent.py")
 END_WAIT_S = 10.0  # how long an agent may take to tidy up when its stdin is closed
@@ -93,7 +97,18 @@ class LocalTransport:
         return answer
 
     def put(self, data: bytes, path: str) -> None:
-        Path(path).write_bytes(data)
+        try:
+            Path(path).write_bytes(data)
+        except OSError as error:
+            with suppress(OSError):
+                Path(path).unlink()
+            kind = FullDisk if error.errno in (errno.ENOSPC, errno.EDQUOT) else DeviceError
+            raise kind(
+                "a file for the agent cannot be written",
+                expected=f"{len(data)} bytes for {path}",
+                found=str(error.strerror),
+                do="make room there, or set TMPDIR",
+            ) from error
 
     def get(self, path: str) -> bytes:
         return Path(path).read_bytes()
@@ -108,6 +123,14 @@ class LocalTransport:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def whoami() -> str:
+    """What others read who find the board locked."""
+    user = "somebody"
+    with suppress(KeyError, OSError):
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
 
 
 def _read_lines(process: subprocess.Popen[bytes], lines: queue.Queue[bytes]) -> None:

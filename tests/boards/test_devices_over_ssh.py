@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import shutil
 import sys
@@ -14,7 +15,10 @@ from boards.sshd_server import ALIAS, Sshd, make_key
 from typer.testing import CliRunner
 
 from opadapt.cli import app
+from opadapt.measure.agent_device import AgentDevice
+from opadapt.measure.check import install as install_module
 from opadapt.measure.facts import load_facts
+from opadapt.measure.ssh.transport import SshTransport
 
 
 def call(*arguments: str) -> Any:
@@ -25,6 +29,7 @@ def call(*arguments: str) -> Any:
 def board(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sshd:
     """The server, and a type ``loop`` for it in the working folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(install_module, "BOARD_LOCK", sshd.lock)
     lines = f"name: loop\ndescription: loopback\ntransport: ssh\nhost: {ALIAS}\narch: host\npython: {sshd.python}\n"
     Path("loop.yaml").write_text(lines)
     return sshd
@@ -82,9 +87,9 @@ def test_init_of_a_host_that_has_no_type_yet(board: Sshd) -> None:
     assert not board.cache.exists()
 
 
-def test_install_sends_wheels_and_makes_the_environment(
-    board: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that pip knows: wheels of a numpy and an onnxruntime that do nothing."""
     index = tmp_path / "index"
     index.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -97,6 +102,19 @@ def test_install_sends_wheels_and_makes_the_environment(
             wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_nothing_is_installed_under_a_measurement(board: Sshd, index: None) -> None:
+    with AgentDevice(board.facts(), SshTransport(ALIAS, board.facts()), 1) as device:
+        result = call("check", "loop", "--install", "--json", "out.json")
+        assert device.conditions()["threads"] == 1  # the agent is as it was
+    assert result.exit_code == 2 and "another opadapt is measuring or installing" in result.stderr
+    assert f"{getpass.getuser()}@" in result.stderr and "wait for it to end" in result.stderr
+    assert findings("out.json")["connection"]["verdict"] == "bad"
+    board.wait_until_clean()
+
+
+def test_install_sends_wheels_and_makes_the_environment(board: Sshd, index: None) -> None:
     result = call("check", "loop", "--install", "--json", "out.json")
     found = findings("out.json")
     assert found["python"]["found"].endswith("~/.cache/opadapt/venv/bin/python, set up by --install"), (

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
+import tempfile
 import threading
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from boards.sshd_server import ALIAS, Sshd, Wire, free_port, make_key
+from boards.sshd_server import ALIAS, Sshd, Wire, free_port, make_key, wait_for
 
 from opadapt.errors import DeviceError, LostDevice
 from opadapt.measure.ssh import connection as connection_module
@@ -148,6 +153,46 @@ def test_an_identity_file_that_is_missing_is_passed_over(sshd: Sshd) -> None:
     assert Connection(ALIAS).run(["true"], timeout_s=20).code == 0
 
 
+def test_an_identity_file_may_lie_anywhere(sshd: Sshd) -> None:
+    (sshd.client / "elsewhere").mkdir()
+    (sshd.client / ".ssh/id_ed25519").rename(sshd.client / "elsewhere/key")
+    (sshd.client / ".ssh/id_ed25519.pub").unlink()
+    assert "accepts no key of yours" in str(refused())
+    config = sshd.client / ".ssh/config"
+    config.write_text(config.read_text().replace("~/.ssh/id_ed25519", "~/elsewhere/key"))
+    connection = Connection(ALIAS)
+    assert connection.run(["true"], timeout_s=20).code == 0
+    connection.close()
+
+
+@pytest.fixture
+def ssh_agent(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A real ssh-agent of the user's, without keys."""
+    if shutil.which("ssh-agent") is None or shutil.which("ssh-add") is None:
+        pytest.skip("no ssh-agent (apt-get install openssh-client)")
+    with tempfile.TemporaryDirectory(prefix="opadapt-") as folder:  # a socket's path must be short
+        socket = str(Path(folder, "socket"))
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket)
+        with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as process:
+            listed = ["ssh-add", "-l"]  # 1: the agent has no keys; 2: it cannot be reached
+            try:
+                wait_for(lambda: subprocess.run(listed, capture_output=True).returncode == 1, "ssh-agent")
+                yield
+            finally:
+                process.terminate()
+
+
+def test_a_key_that_the_ssh_agent_alone_has(sshd: Sshd, ssh_agent: None) -> None:
+    key = sshd.client / ".ssh/id_ed25519"
+    subprocess.run(["ssh-add", "-q", str(key)], check=True)
+    key.unlink(), key.with_suffix(".pub").unlink()
+    connection = Connection(ALIAS)
+    assert connection.run(["true"], timeout_s=20).code == 0
+    connection.close()
+    subprocess.run(["ssh-add", "-q", "-D"], check=True)
+    assert "ssh-add" in str(refused())
+
+
 def test_user_host_and_port_need_no_configuration(sshd: Sshd) -> None:
     config = sshd.client / ".ssh/config"
     user = config.read_text().split("User ")[1].split()[0]
@@ -232,6 +277,25 @@ def test_a_connection_comes_back(sshd: Sshd, wire: Wire, monkeypatch: pytest.Mon
     wire.mend()
     assert connection.run(["true"], timeout_s=20).code == 0
     connection.close()
+
+
+def test_the_pauses_before_another_try_grow_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    connection = Connection(ALIAS)
+    connection._was_there = True
+
+    def gone(self: Connection) -> None:
+        raise LostDevice("nothing listens on that port")
+
+    monkeypatch.setattr(Connection, "_logged_in", gone)
+    monkeypatch.setattr(connection_module, "time", SimpleNamespace(monotonic=lambda: sum(pauses)))
+    monkeypatch.setattr(connection._closing, "wait", pauses.append)
+    with pytest.raises(LostDevice) as lost:
+        connection.run(["true"], timeout_s=20)
+    assert lost.value.given_up
+    assert pauses[0] == connection_module.FIRST_PAUSE_S and max(pauses) == 10
+    assert all(later == min(2 * pause, 10) for pause, later in pairwise(pauses))
+    assert connection_module.PATIENCE_S - 10 < sum(pauses) <= connection_module.PATIENCE_S
 
 
 def test_files_arrive_and_are_counted(sshd: Sshd) -> None:

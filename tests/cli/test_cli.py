@@ -114,6 +114,23 @@ def test_run_makes_the_folder_and_shows_the_report(model: Path, story: Any) -> N
     assert again.exit_code == 0 and seen[1] == seen[0]
 
 
+def test_a_run_goes_on_where_the_board_is_now(model: Path, story: Any) -> None:
+    seen: list[Any] = []
+
+    def adapt(experiment: Any, *_: Any) -> Any:
+        seen.append((experiment.device, experiment.host))
+        return read_json(SAMPLE)
+
+    story(adapt)
+    assert call("run", model, "--device", "rpi4@shelf", "--name", "one").exit_code == 0
+    for arguments in ((), ("--host", "pi@10.0.0.9"), ("--host", "a,b")):
+        assert call("resume", "runs/one", *arguments).exit_code == 0
+    assert seen == [("rpi4@shelf", None)] * 2 + [("rpi4", "pi@10.0.0.9"), ("rpi4", "a,b")]
+    assert "not a host" in refused("resume", "runs/one", "--host", "two words")
+    assert call("run", model, "--device", "null", "--name", "two").exit_code == 0
+    assert "null is on this machine" in refused("resume", "runs/two", "--host", "pi@10.0.0.9")
+
+
 def test_interrupted_run_says_how_to_go_on(model: Path, story: Any) -> None:
     def adapt(*_: Any) -> Any:
         raise KeyboardInterrupt

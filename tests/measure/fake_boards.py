@@ -113,6 +113,14 @@ def pi4(folder: Path, throttled: str = "throttled=0x0", **interpreters: str) -> 
     return _with_python(FakeBoard(folder, files, commands), scripts)
 
 
+def pi_32_bit(folder: Path) -> FakeBoard:
+    """The same board with the 32-bit image of its system."""
+    files = _pi_files("performance", 1_800_000, 1_800_000, 48_312, "0.10")
+    getconf = "case $1 in GNU_LIBC_VERSION) echo 'glibc 2.36';; LONG_BIT) echo 32;; *) echo 4;; esac"
+    board = FakeBoard(folder, files, _commands("armv7l", "2.36", getconf=getconf))
+    return _with_python(board, {"python3": python("3.11.2", bits=32)})
+
+
 def hot_pi(folder: Path) -> FakeBoard:
     """The same board in a closed case on a phone's charger, with a desktop running."""
     files = _pi_files("ondemand", 600_000, 1_500_000, 83_100, "2.31")

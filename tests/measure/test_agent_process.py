@@ -12,10 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from opadapt.errors import DeviceError
+from opadapt.errors import DeviceError, FullDisk, LostDevice
 from opadapt.measure import agent
 from opadapt.measure.agent import block_order
 from opadapt.measure.facts import load_facts
@@ -118,6 +121,65 @@ def test_a_timeout_is_an_answer(bench: Bench, model: bytes, quick: Timing) -> No
     assert bench.pid == agent and not children(agent)
 
 
+def huge() -> bytes:
+    """A model that asks for a pebibyte of memory: more than any process can address."""
+    shape = numpy_helper.from_array(np.full(3, 1 << 16, np.int64), "shape")
+    nodes = [
+        helper.make_node("Expand", ["x", "shape"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["y"], keepdims=0),
+    ]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 1, 1]), ("y", []))
+    ]
+    graph = helper.make_graph(nodes, "huge", values[:1], values[1:], [shape])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def test_running_out_of_memory_is_an_answer(bench: Bench, model: bytes, quick: Timing) -> None:
+    agent = bench.pid
+    with pytest.raises(DeviceError, match="model 1: ") as error:
+        bench.device.time([model, huge()], quick)
+    assert error.value.do == "use a smaller model or batch" and not isinstance(error.value, LostDevice)
+    assert bench.device.time([model], quick).latency_s.shape == (1, quick.blocks)
+    assert bench.pid == agent
+
+
+_INTERRUPTED = """
+from pathlib import Path
+from opadapt.measure.facts import load_facts
+from opadapt.measure.local import LocalDevice
+from opadapt.measure.lock import MeasuringLock
+from opadapt.measure.timing import Timing
+model = Path("model.onnx").read_bytes()
+with LocalDevice(load_facts("local"), 1, lock=MeasuringLock(Path("lock"))) as device:
+    print(device.hello()["pid"], device.hello()["folder"], flush=True)
+    try:
+        device.time([model], Timing(warmup_s=3600, timeout_s=3600))
+    except KeyboardInterrupt:
+        times = device.time([model], Timing(blocks=6, min_block_s=0.001, warmup_s=0))
+        print("interrupted", len(times.order), device.hello()["pid"])
+"""
+
+
+def test_ctrl_c_in_a_measurement_is_no_broken_model(tmp_path: Path, model: bytes) -> None:
+    """It interrupts, at once, and what is measured next is measured by another agent."""
+    (tmp_path / "model.onnx").write_bytes(model)
+    command = [sys.executable, "-c", _INTERRUPTED]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout is not None
+        pid, folder = host.stdout.readline().split()
+        try:
+            wait_for(lambda: any("warming" in f.read_text() for f in Path(folder).glob("*/stage")))
+            host.send_signal(signal.SIGINT)
+            said = host.communicate(timeout=30)[0].split()
+        finally:
+            host.kill()
+    assert said[:2] == ["interrupted", "6"] and said[2] != pid
+    assert not alive(int(pid)) and not Path(folder).exists()
+
+
 def test_files_of_a_request_are_removed(bench: Bench, model: bytes, quick: Timing) -> None:
     bench.device.profile(model, quick)
     with pytest.raises(DeviceError):
@@ -193,6 +255,15 @@ def test_an_agent_that_cannot_start(tmp_path: Path) -> None:
         silent.request({"do": "hello"}, 20)
 
 
+def test_a_full_disk_of_this_machine_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.symlink_to("/dev/full")
+    with pytest.raises(FullDisk, match="cannot be written") as error:
+        LocalTransport().put(b"x" * 10, str(path))
+    assert error.value.expected == f"10 bytes for {path}" and "No space left" in str(error.value.found)
+    assert not path.is_symlink()
+
+
 def test_another_agent_is_refused(tmp_path: Path) -> None:
     changed = tmp_path / "agent.py"
     changed.write_text(AGENT.read_text() + "\n# another version\n")
@@ -246,6 +317,19 @@ def test_block_order() -> None:
         pair = block_order(models, 2)
         places = [sum(i for i, m in enumerate(pair) if m == model) for model in range(models)]
         assert len(set(places)) == 1
+
+
+@pytest.mark.parametrize(
+    ("min_s", "min_runs", "runs"), [(0.010, 3, 10), (0.0105, 1, 11), (0.0, 5, 5), (0.002, 5, 5)]
+)
+def test_a_block_is_long_enough_and_has_enough_runs(
+    monkeypatch: pytest.MonkeyPatch, min_s: float, min_runs: int, runs: int
+) -> None:
+    """Each run takes a millisecond by a clock of the test's own; the first of all warms the caches."""
+    done: list[None] = []
+    monkeypatch.setattr(agent, "time", SimpleNamespace(perf_counter_ns=lambda: 1_000_000 * len(done)))
+    assert agent._block(lambda: done.append(None), min_s, min_runs) == [1_000_000] * runs
+    assert len(done) == 1 + runs
 
 
 def test_android_tells_no_load_and_has_no_shared_folder(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_boards import GOOD, FakeBoard, alpine, hot_pi, jetson, pi4, python, without_python
+from fake_boards import GOOD, FakeBoard, alpine, hot_pi, jetson, pi4, pi_32_bit, python, without_python
 
 from opadapt.errors import DeviceError
 from opadapt.measure.check.board import Board, board_of, wheel_platforms
@@ -182,6 +182,21 @@ def test_a_32_bit_system_on_a_64_bit_kernel(tmp_path: Path) -> None:
     board.put_command(board.bin / "getconf", "case $1 in LONG_BIT) echo 32;; *) echo 'glibc 2.36';; esac")
     found = findings(ask(board))["system"]
     assert found.verdict == "bad" and "64-bit image" in (found.remedy or "")
+
+
+@pytest.mark.parametrize("kind", ["rpi4", "generic-x86"])
+def test_a_32_bit_kernel(tmp_path: Path, kind: str) -> None:
+    found = findings(ask(pi_32_bit(tmp_path)), kind)
+    for item in ("system", "architecture"):
+        assert found[item].verdict == "bad" and "install the 64-bit image" in (found[item].remedy or "")
+
+
+@pytest.mark.parametrize(("pinned", "verdict"), [((4, 5), "ok"), ((1, 2), "bad"), ((3,), "bad")])
+def test_cores_are_looked_for_by_their_numbers(pinned: tuple[int, ...], verdict: str) -> None:
+    board = board_of(parse("file\t/sys/devices/system/cpu/online\t0-1,4-5"))
+    assert (board.cores, board.online) == (4, (0, 1, 4, 5))
+    found = judge(Case(board, RPI4.model_copy(update={"pin_cores": pinned})))[2]
+    assert (found.item, found.verdict) == ("cores", verdict)
 
 
 def test_a_system_without_glibc(tmp_path: Path) -> None:

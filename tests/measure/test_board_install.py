@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
+import venv
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +20,8 @@ from typing import Any
 import pytest
 
 from opadapt.errors import DeviceError
+from opadapt.measure.agent import BoardLock
+from opadapt.measure.check import install as install_module
 from opadapt.measure.check.board import Board, board_of
 from opadapt.measure.check.install import fetch, install, pip_download
 from opadapt.measure.check.probe import Done, LocalRunner, probe
@@ -66,6 +71,14 @@ class Home(LocalRunner):
 
     def board(self) -> Board:
         return board_of(probe(self, sys.executable))
+
+
+@pytest.fixture(autouse=True)
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The board's lock: the test's own."""
+    path = tmp_path / "board.lock"
+    monkeypatch.setattr(install_module, "BOARD_LOCK", path)
+    return path
 
 
 @pytest.fixture
@@ -129,9 +142,56 @@ def test_what_does_not_import_leaves_the_old_environment(home: Home) -> None:
 
     with pytest.raises(DeviceError, match=r"onnxruntime 1\.2\.3 does not run on b") as raised:
         install(home.board(), facts(), home, lambda _: None, brings(numpy_wheel, bad))
-    assert "bad_onnxruntime" in (raised.value.do or "")
+    assert "bad_onnxruntime" in (raised.value.do or "") and raised.value.found == "exit code -4"
     board = home.board()
     assert board.venv is not None and board.venv.onnxruntime == HOST and board.venv.failure is None
+    assert [path.name for path in home.cache.iterdir()] == ["venv"]
+
+
+def test_nobodys_interpreter_is_exchanged_under_a_measurement(home: Home, lock: Path) -> None:
+    install(home.board(), facts(), home, lambda _: None, GOOD)
+    home.sent.clear()
+    agents = BoardLock(lock, "anna@desk")
+    assert agents.take() is None  # and so the installation before has let go of it
+    newer = brings(numpy_wheel, lambda folder: wheel(folder, "onnxruntime", "9.9.9"))
+    with pytest.raises(DeviceError, match="another opadapt is measuring") as raised:
+        install(home.board(), facts(), home, lambda _: None, newer)
+    assert "anna@desk, since 20" in (raised.value.found or "")
+    board = home.board()
+    assert board.venv is not None and board.venv.onnxruntime == HOST
+    assert not home.sent and [path.name for path in home.cache.iterdir()] == ["venv"]
+    agents.release()
+    install(home.board(), facts(), home, lambda _: None, newer)
+    board = home.board()
+    assert board.venv is not None and board.venv.onnxruntime == "9.9.9"
+
+
+def test_two_installations_exclude_each_other(home: Home, tmp_path: Path) -> None:
+    """The first one waits in the middle of its trial."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    waits = (
+        f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n__version__ = '{HOST}'\n"
+    )
+
+    def slow(folder: Path) -> Path:
+        return wheel(folder, "onnxruntime", HOST, files={"onnxruntime/__init__.py": waits})
+
+    board = home.board()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(install, board, facts(), home, lambda _: None, brings(numpy_wheel, slow))
+        try:
+            while not begun.exists():
+                assert not first.done(), first.result()
+                time.sleep(0.01)
+            with pytest.raises(DeviceError, match="installing on this board") as raised:
+                install(board, facts(), home, lambda _: None, GOOD)
+        finally:
+            go.touch()
+        first.result(60)
+    assert ", installing, since 20" in (raised.value.found or "")
+    found = home.board().venv
+    assert found is not None and found.failure is None and found.onnxruntime == HOST
 
 
 def test_wheels_travel_once(home: Home) -> None:
@@ -253,6 +313,15 @@ def test_pip_that_finds_nothing(index: Path, tmp_path: Path) -> None:
         fetch(facts(), "3.11", [PLATFORM], tmp_path / "out", pip_download)
     assert "No matching distribution" in (raised.value.found or "")
     assert "PIP_FIND_LINKS" in (raised.value.do or "")
+
+
+def test_a_python_without_pip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv.create(tmp_path / "bare", symlinks=True, with_pip=False)
+    python = str(tmp_path / "bare/bin/python")
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.raises(DeviceError, match="has no pip") as raised:
+        fetch(facts(), "3.11", [PLATFORM], tmp_path / "out", pip_download)
+    assert raised.value.found == python and "ensurepip" in (raised.value.do or "")
 
 
 def test_a_board_that_runs_out_of_room(home: Home) -> None:

@@ -103,6 +103,17 @@ def test_a_board_between_the_marks_does_not_wait(sysfs: FakeSysfs, model: bytes,
     assert found["waited_s"] == 0 and not found["too_hot"]
 
 
+def test_a_board_whose_zones_all_count_does_not_wait_for_one_that_is_no_heat(
+    sysfs: FakeSysfs, model: bytes, quick: Timing
+) -> None:
+    sysfs.zone(1, "PMIC-Die", 100)
+    cool = Cool(start_above_c=70, resume_below_c=60, wait_s=60)
+    with board(sysfs, thermal=(Thermal(kind="zone"),), cool=cool) as device:
+        times = device.time([model], quick)
+    state = state_of(times.conditions)
+    assert times.conditions["waited_s"] == 0 and state is not None and state.temperature_c == (50, 50)
+
+
 def test_a_board_that_stays_hot_waits_once_and_says_so(sysfs: FakeSysfs, model: bytes, quick: Timing) -> None:
     sysfs.zone(0, "cpu-thermal", 85)
     cool = Cool(start_above_c=70, resume_below_c=60, wait_s=1)
@@ -240,6 +251,7 @@ def test_cores_that_are_not_there_are_an_error(sysfs: FakeSysfs, model: bytes, q
 
 def test_conditions_are_told_in_their_units(sysfs: FakeSysfs) -> None:
     sysfs.vcgencmd("0x50000")
+    sysfs.zone(1, "PMIC-Die", 100)  # of a Jetson Nano: it says so whatever happens
     sysfs.hwmon(0, "coretemp", temp1_input=61_500)
     sysfs.hwmon(1, "nvme", temp1_input=99_000)
     for cpu, khz in enumerate((1_500_000, 600_000)):
@@ -266,7 +278,10 @@ def test_a_device_that_tells_nothing_is_measured_all_the_same(
     assert not found["throttling_watched"]
 
 
-def test_what_the_facts_say_is_sent_and_waiting_is_no_measuring_time(model: bytes, quick: Timing) -> None:
+@pytest.mark.parametrize("limit_s", [None, 900.0])
+def test_what_the_facts_say_is_sent_and_waiting_is_no_measuring_time(
+    model: bytes, quick: Timing, limit_s: float | None
+) -> None:
     asked: list[tuple[dict[str, Any], float]] = []
 
     class Recorder:
@@ -289,17 +304,21 @@ def test_what_the_facts_say_is_sent_and_waiting_is_no_measuring_time(model: byte
         thermal=PI,
         cool=Cool(start_above_c=70, resume_below_c=60, wait_s=45),
         max_retries=5,
+        timeout_s=limit_s,
     )
     device = LocalDevice(facts, 1, Recorder(), None)
     device._hello = {"folder": "/nowhere"}
-    with pytest.raises(DeviceError):
-        device.time([model], quick)
-    request = next(message for message, _ in asked if message["do"] == "time")
-    assert request["timeout_s"] == quick.timeout_s + 45
-    assert request["board"] == {
-        "pin_cores": [2, 3],
-        "cool": {"start_above_c": 70, "resume_below_c": 60, "wait_s": 45},
-        "thermal": [{"kind": "zone", "match": "cpu-*"}, {"kind": "vcgencmd", "match": "*"}],
-        "power": [],
-        "max_retries": 5,
-    }
+    for measure in (lambda: device.time([model], quick), lambda: device.profile(model, quick)):
+        with pytest.raises(DeviceError):
+            measure()
+    requests = [message for message, _ in asked if message["do"] in ("time", "profile")]
+    assert [message["do"] for message in requests] == ["time", "profile"]
+    for request in requests:
+        assert request["timeout_s"] == (limit_s or quick.timeout_s) + 45
+        assert request["board"] == {
+            "pin_cores": [2, 3],
+            "cool": {"start_above_c": 70, "resume_below_c": 60, "wait_s": 45},
+            "thermal": [{"kind": "zone", "match": "cpu-*"}, {"kind": "vcgencmd", "match": "*"}],
+            "power": [],
+            "max_retries": 5,
+        }

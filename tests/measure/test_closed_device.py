@@ -46,6 +46,32 @@ class Losing:
         self.closed.set()
 
 
+class Interrupted(Losing):
+    """Whoever waits for a measurement is interrupted; ``asked``: the requests so far."""
+
+    def __init__(self) -> None:
+        super().__init__(at_once=True)
+        self.asked: list[str] = []
+
+    def request(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        self.asked.append(message["do"])
+        if message["do"] == "time":
+            raise KeyboardInterrupt
+        return super().request(message, timeout_s)
+
+
+def test_an_interrupt_ends_the_agent_whose_answer_is_still_due() -> None:
+    """Nothing more is asked of it: the next line it says is the answer to what was interrupted."""
+    transport = Interrupted()
+    device = AgentDevice(load_facts("local"), transport, 1)
+    for times in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            device.time([b"model"], Timing())
+        assert transport.asked == times * ["hello", "time"] and transport.starts == times
+        assert transport.closed.is_set()
+        transport.closed.clear()
+
+
 def test_work_is_begun_anew_until_the_tries_are_used_up() -> None:
     transport = Losing(at_once=True)
     with AgentDevice(load_facts("local"), transport, 1) as device, pytest.raises(LostDevice):

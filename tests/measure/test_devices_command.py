@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_boards import FakeBoard, hot_pi, jetson, pi4, without_python
+from fake_boards import GOOD, FakeBoard, alpine, hot_pi, jetson, pi4, pi_32_bit, python, without_python
 from rich.console import Console
 from typer.testing import CliRunner
 
 from opadapt.cli import app
-from opadapt.errors import DeviceError
+from opadapt.errors import DeviceError, LostDevice
 from opadapt.measure.check import checkup
 from opadapt.measure.check.board import board_of
 from opadapt.measure.check.checkup import Checkup, Reached, noise
 from opadapt.measure.check.device_file import base_of, device_file
 from opadapt.measure.check.finding import Case, Finding
 from opadapt.measure.check.judge import judge
-from opadapt.measure.check.probe import probe
-from opadapt.measure.facts import Facts, load_facts
+from opadapt.measure.check.probe import parse, probe
+from opadapt.measure.facts import Facts, checked, load_facts
 from opadapt.measure.null import NullDevice
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.report.devices import print_checkup
@@ -121,6 +121,74 @@ def test_check_of_several_boards_takes_the_worst(tmp_path: Path, at: Reach) -> N
     assert result.exit_code == 2
     assert "rpi4 at a" in result.stdout and "rpi4 at b" in result.stdout
     assert [b["host"] for b in json.loads(Path("out.json").read_text())["boards"]] == ["a", "b"]
+
+
+def test_a_board_that_is_not_there_keeps_no_other_from_being_checked(
+    tmp_path: Path, at: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(pi4(tmp_path / "pi"))
+    there = checkup.REACH["ssh"]
+
+    @contextmanager
+    def over_ssh(host: str | None) -> Iterator[Reached]:
+        if host == "b":
+            raise LostDevice("b: does not answer", found="silence", do="see that it is on")
+        with there(host) as reached:
+            yield reached
+
+    monkeypatch.setattr(checkup, "REACH", {"ssh": over_ssh})
+    result = call("check", "rpi4@a,b,c", "--json", "out.json")
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert "error: b: does not answer" in result.stderr and "do: see that it is on" in result.stderr
+    assert [line for line in result.stdout.splitlines() if " at " in line] == ["rpi4 at a", "rpi4 at c"]
+    a, b, c = json.loads(Path("out.json").read_text())["boards"]
+    assert (
+        (a["host"], b["host"], c["host"]) == ("a", "b", "c")
+        and a["board"] == c["board"]
+        and b["board"] is None
+    )
+    (finding,) = b["findings"]
+    assert (finding["item"], finding["verdict"]) == ("connection", "bad")
+    assert finding["found"] == "b: does not answer: silence" and finding["remedy"] == "see that it is on"
+
+
+@pytest.mark.parametrize(
+    ("maker", "kind", "remedy"),
+    [
+        (pi_32_bit, "rpi4", "install the 64-bit image"),
+        (pi_32_bit, "generic-aarch64", "install the 64-bit image"),
+        (pi4, "generic-x86", "choose the type that fits"),
+        (alpine, "rpi4", "install a newer system"),
+    ],
+)
+def test_nothing_is_installed_where_it_could_never_run(
+    tmp_path: Path,
+    at: Reach,
+    monkeypatch: pytest.MonkeyPatch,
+    maker: Callable[[Path], FakeBoard],
+    kind: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setattr(checkup, "install", lambda *_: pytest.fail("it was installed"))
+    at(maker(tmp_path / "board"))
+    message = refused("check", f"{kind}@board", "--install")
+    assert f"{kind}@board: onnxruntime cannot be installed there" in message and remedy in message
+
+
+def test_the_load_is_that_before_the_installation(
+    tmp_path: Path, at: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = pi4(tmp_path / "pi", venv="")
+
+    def install(*_: object) -> None:
+        (board.root / "proc/loadavg").write_text("3.10 0.20 0.10 1/150 1234\n")
+        board.put_command(board.home / ".cache/opadapt/venv/bin/python", python("3.11.2", GOOD))
+
+    monkeypatch.setattr(checkup, "install", install)
+    at(board)
+    result = call("check", "rpi4@pi", "--install")
+    assert result.exit_code == 0, result.output
+    assert {"ok    load: 0.10", "ok    onnxruntime: 1.22.1, numpy 2.2.6"} <= set(result.stdout.splitlines())
 
 
 def test_a_measurement_that_fails_is_a_finding(tmp_path: Path, at: Reach) -> None:
@@ -220,6 +288,7 @@ def test_init_of_a_known_type_takes_over_what_boards_do_not_tell(tmp_path: Path,
     facts, rpi4 = load_facts(str(target)), load_facts("rpi4")
     assert facts.name == "shed" and facts.host == "pi@shed"
     assert (facts.cool, facts.bad_onnxruntime) == (rpi4.cool, rpi4.bad_onnxruntime)
+    assert facts.pin_cores == rpi4.pin_cores == (3,)
     assert "from rpi4" in target.read_text()
     assert {t.kind for t in facts.thermal} == {"zone", "vcgencmd"}
 
@@ -255,6 +324,17 @@ def test_a_board_that_tells_almost_nothing_still_gets_a_valid_file(tmp_path: Pat
     text = device_file(board, "bare", "ssh", "h", base_of(board, None), "2026-11-23")
     assert validate(Facts, parse_yaml(text, "bare")).arch == "aarch64"
     assert "not found there" in text
+
+
+def test_cores_that_are_switched_off_between_others_do_not_break_the_file() -> None:
+    cpu = "file\t/sys/devices/system/cpu"
+    lines = [f"{cpu}/cpu{i}/cpu_capacity\t{400 if i < 4 else 1024}" for i in range(8)]
+    board = board_of(parse("\n".join(["machine\taarch64", *lines, f"{cpu}/online\t0-1,4-5"])))
+    text = device_file(board, "big", "ssh", "h", None, "2026-11-23")
+    facts = checked(parse_yaml(text, "big.yaml"))
+    assert board.cores == 4 and facts.cores == 6 and facts.pin_cores == (4, 5)
+    found = {f.item: f for f in judge(Case(board, facts, "big@h"))}["cores"]
+    assert (found.verdict, found.found) == ("warn", "4 of 6")
 
 
 @pytest.mark.parametrize("maker", [pi4, hot_pi, jetson, without_python])

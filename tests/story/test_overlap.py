@@ -16,7 +16,7 @@ import pytest
 from fleets import fleet
 from tiny import write_model
 
-from opadapt.errors import DeviceError, LostDevice, Refused
+from opadapt.errors import DeviceError, FullDisk, LostDevice, Refused
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal
 from opadapt.measure.device import Device
@@ -216,16 +216,22 @@ def test_no_more_is_begun_than_keeps_the_device_busy(
     assert begun[0] == TOGETHER * (device.parallel + 1) < len(made.candidates)
 
 
-def test_what_was_measured_before_the_device_was_lost_is_not_measured_again(bench: MakeBench) -> None:
+@pytest.mark.parametrize("kind", [LostDevice, FullDisk])
+def test_what_was_measured_before_the_device_was_lost_is_not_measured_again(
+    bench: MakeBench, kind: type[LostDevice]
+) -> None:
+    """Nor is anything refused: a full disk is no candidate's fault."""
+
     def lost(models: Sequence[bytes]) -> None:
         if made.unit(models) == 2:
-            raise LostDevice("no answer")
+            raise kind("it is no use", found="2981888 bytes free")
 
     made = bench(Halving(lost))
-    with pytest.raises(LostDevice, match="no answer"):
+    with pytest.raises(kind, match="it is no use"):
         made.evaluate(lambda number: None)
     known = made.recorded()
     assert len(known) >= TOGETHER
+    assert not any("refused" in row for _, row in made.context.journal.results("latency"))
 
     again = bench(device := Halving())
     results = again.evaluate(lambda number: None)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from opadapt.errors import DeviceError, LostDevice
+from opadapt.errors import DeviceError, FullDisk, LostDevice
 from opadapt.measure.adb.server import AdbServer, gone
 from opadapt.measure.adb.streams import SHELL, SYNC, Refusal, Shell, receive, send
 
@@ -123,7 +123,8 @@ class Connection:
         full = "No space left" in why
         needed = f", {size} bytes needed" if full and size is not None else ""
         do = "free storage on the phone" if full else None
-        return DeviceError(f"phone {self.serial}: {what}", found=why.strip() + needed, do=do)
+        kind = FullDisk if full else DeviceError
+        return kind(f"phone {self.serial}: {what}", found=why.strip() + needed, do=do)
 
     def _adb(self) -> AdbServer:
         if self._server is None:

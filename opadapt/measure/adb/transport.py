@@ -8,13 +8,11 @@ for the agent must speak its protocol (``opadapt/measure/agent.py``) on stdin an
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import itertools
 import json
 import secrets
 import shlex
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,7 +22,7 @@ from opadapt.measure.adb.connection import Connection
 from opadapt.measure.adb.server import AdbServer
 from opadapt.measure.adb.streams import Shell
 from opadapt.measure.facts import Facts
-from opadapt.measure.transport import AGENT, END_WAIT_S
+from opadapt.measure.transport import AGENT, END_WAIT_S, whoami
 
 FOLDER = "/data/local/tmp/opadapt"
 LINGER_S = 60.0  # how long the agent keeps its files for us when the phone was unplugged
@@ -62,7 +60,7 @@ class AdbTransport:
             )
         self._find_python()
         command = [self._python, self._placed(), "--token", self._token, "--linger", f"{LINGER_S:g}"]
-        command += ["--board-lock", f"{self._folder}/board.lock", "--who", _whoami()]
+        command += ["--board-lock", f"{self._folder}/board.lock", "--who", whoami()]
         with self.connection.watched():
             self._shell = self.connection.shell("exec " + shlex.join(command))
         self._answered = False
@@ -132,7 +130,7 @@ class AdbTransport:
                 expected=f"'{self._python}' in adb's shell: Python 3.9 or newer with numpy and onnxruntime",
                 found=text or f"exit code {found.code}",
                 do="Android ships no Python: name one in a device file of your own (python: /path/to/python3), "
-                "or run sshd in Termux and measure over ssh (README, Android)",
+                'or run sshd in Termux and measure over ssh (README, "A phone over adb")',
             )
 
     def _placed(self) -> str:
@@ -172,11 +170,3 @@ class AdbTransport:
         kind = LostDevice if self._answered else DeviceError
         text = f"exit code {shell.code}\n{shell.stderr.decode(errors='replace')}"
         return kind(f"phone {self.host}: the agent ended", expected="an answer", found=text.strip())
-
-
-def _whoami() -> str:
-    """What others read who find the phone in use."""
-    user = "somebody"
-    with suppress(KeyError, OSError):
-        user = getpass.getuser()
-    return f"{user}@{socket.gethostname()}"

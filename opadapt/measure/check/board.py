@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from opadapt.measure.agent import NOT_HEAT
 from opadapt.measure.check.probe import Told
 from opadapt.measure.facts import Caches, Facts, Thermal
 
 CPU = "/sys/devices/system/cpu"
-NOT_HEAT = "PMIC-Die"  # a Jetson's zone of that type says 100 degrees whatever happens
 _PROCESSOR_ZONES = ("*cpu*", "*CPU*", "x86_pkg_temp", "soc*", "bcm2*_thermal")
 _PROCESSOR_HWMON = ("coretemp", "k10temp", "cpu_thermal")
 
@@ -66,6 +66,7 @@ class Board:
     bits: int | None  # of the programs: 32 on a 64-bit kernel with a 32-bit system
     glibc: tuple[int, int] | None
     cores: int | None
+    online: tuple[int, ...]  # numbers of these cores; empty: not told
     extensions: tuple[str, ...]
     cpus: tuple[Cpu, ...]
     caches: Caches | None
@@ -113,7 +114,7 @@ class Board:
 def board_of(told: Told) -> Board:
     """Make sense of the probe's answer."""
     cpus = tuple(_cpus(told.files))
-    online = _count_list(told.files.get(f"{CPU}/online", ""))
+    online = _numbers(told.files.get(f"{CPU}/online", ""))
     caches, shared_l2 = _caches(told.files)
     memory = dict(_memory(told.lines.get("memory", ())))
     disk = (told.line("disk") or "").split()
@@ -133,7 +134,8 @@ def board_of(told: Told) -> Board:
         cache=told.line("cache") or "",
         bits=_int(told.line("bits")),
         glibc=(int(libc[1]), int(libc[2])) if libc else None,
-        cores=online or _int(told.line("cores")),
+        cores=len(online) or _int(told.line("cores")),
+        online=online,
         extensions=tuple((_cpuinfo(told, "Features") or _cpuinfo(told, "flags") or "").split()),
         cpus=cpus,
         caches=caches,
@@ -188,10 +190,12 @@ def _cpuinfo(told: Told, key: str) -> str | None:
     return None
 
 
-def _count_list(text: str) -> int:
-    """``"0-3,6"`` -> 5."""
+def _numbers(text: str) -> tuple[int, ...]:
+    """``"0-2,6"`` -> 0, 1, 2, 6."""
     ends = [part.split("-") for part in text.split(",") if part]
-    return sum(int(e[-1]) - int(e[0]) + 1 for e in ends) if all(n.isdigit() for e in ends for n in e) else 0
+    if not all(number.isdigit() for end in ends for number in end):
+        return ()
+    return tuple(number for end in ends for number in range(int(end[0]), int(end[-1]) + 1))
 
 
 def _memory(lines: tuple[str, ...]) -> Iterator[tuple[str, int]]:
@@ -235,7 +239,7 @@ def _caches(files: Mapping[str, str]) -> tuple[Caches | None, int]:
         if name and size and int(size[1]):
             sizes[name] = int(size[1]) * (1024 if size[2] == "M" else 1)
             if name == "l2_kib":
-                shared = _count_list(files.get(f"{folder}/shared_cpu_list", ""))
+                shared = len(_numbers(files.get(f"{folder}/shared_cpu_list", "")))
     return (Caches(**sizes) if sizes else None), shared
 
 

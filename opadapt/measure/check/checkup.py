@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,7 @@ from opadapt.measure.check.finding import Case, Finding
 from opadapt.measure.check.install import install
 from opadapt.measure.check.judge import judge, usable
 from opadapt.measure.check.probe import LocalRunner, Sender, probe
+from opadapt.measure.check.software import architecture, system
 from opadapt.measure.device import Device
 from opadapt.measure.facts import Facts
 from opadapt.measure.opening import open_device
@@ -40,11 +41,11 @@ class Reached:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What came out for one board. ``host``: where it is, None for this machine."""
+    """What came out for one board. ``host``: where it is, None for this machine. ``board``: None if it did not say."""
 
     device: str
     host: str | None
-    board: Board
+    board: Board | None
     findings: tuple[Finding, ...]
 
     @property
@@ -53,14 +54,18 @@ class Checkup:
 
     def values(self) -> dict[str, Any]:
         """For JSON: sizes in bytes, temperatures in degrees Celsius, clocks in MHz."""
-        board = asdict(self.board)
-        for name in ("base", "venv"):
-            if board[name] is not None:
-                board[name]["has"] = sorted(board[name]["has"])
-        caches = self.board.caches
-        board["caches"] = None if caches is None else caches.model_dump()
         findings = [asdict(finding) for finding in self.findings]
+        board = None if self.board is None else _values(self.board)
         return {"device": self.device, "host": self.host, "findings": findings, "board": board}
+
+
+def _values(board: Board) -> dict[str, Any]:
+    found = asdict(board)
+    for name in ("base", "venv"):
+        if found[name] is not None:
+            found[name]["has"] = sorted(found[name]["has"])
+    found["caches"] = None if board.caches is None else board.caches.model_dump()
+    return found
 
 
 @contextmanager
@@ -130,14 +135,15 @@ def check(kind: str, facts: Facts, host: str | None, note: Note, installing: boo
             else None,
         )
     note(f"ask {host or facts.name}")
-    with reach(facts, host) as reached:
-        board = look(reached, facts)
-        if installing:
-            install(board, facts, reached.sender, note)
-            board = look(reached, facts)
-        fingerprint = reached.fingerprint
     address = str(Address(kind, (host,) if host is not None and host != facts.name else ()))
-    case = Case(board, facts, address, here=facts.transport == "local")
+    with reach(facts, host) as reached:
+        case = Case(look(reached, facts), facts, address, here=facts.transport == "local")
+        if installing:
+            _check_kind(case)
+            install(case.board, facts, reached.sender, note)
+            # the load is then the installation's own
+            case = replace(case, board=replace(look(reached, facts), load=case.board.load))
+        fingerprint = reached.fingerprint
     findings = judge(case)
     if fingerprint is not None:
         findings.insert(0, Finding("host key", "ok", fingerprint))
@@ -146,7 +152,28 @@ def check(kind: str, facts: Facts, host: str | None, note: Note, installing: boo
         findings.append(noise_on(kind, host))
     else:
         findings.append(Finding("noise floor", "bad", "not measured", "mend what is bad above"))
-    return Checkup(facts.name, host, board, tuple(findings))
+    return Checkup(facts.name, host, case.board, tuple(findings))
+
+
+def _check_kind(case: Case) -> None:
+    """Raises DeviceError for a board where no environment could ever do."""
+    for finding in (system(case), architecture(case)):
+        if finding.verdict == "bad":
+            raise DeviceError(
+                f"{case.address}: onnxruntime cannot be installed there",
+                found=finding.found,
+                do=finding.remedy,
+            )
+
+
+def unreached(facts: Facts, host: str | None, error: DeviceError) -> Checkup:
+    """What came out for a board that could not be asked."""
+    return Checkup(facts.name, host, None, (_failed("connection", error),))
+
+
+def _failed(item: str, error: DeviceError) -> Finding:
+    found = error.message + (f": {error.found.splitlines()[0]}" if error.found else "")
+    return Finding(item, "bad", found, error.do or "mend that, and check again")
 
 
 def noise_on(kind: str, host: str | None) -> Finding:
@@ -155,8 +182,7 @@ def noise_on(kind: str, host: str | None) -> Finding:
         with open_device(kind, 1, host) as device:
             return noise(device)
     except DeviceError as error:
-        found = error.message + (f": {error.found.splitlines()[0]}" if error.found else "")
-        return Finding("noise floor", "bad", found, error.do or "mend that, and check again")
+        return _failed("noise floor", error)
 
 
 def noise(device: Device, timing: Timing | None = None) -> Finding:

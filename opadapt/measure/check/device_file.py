@@ -9,8 +9,8 @@ from typing import Any
 
 from opadapt.errors import ConfigError, RunError
 from opadapt.measure.check.board import Board, wheel_platforms
-from opadapt.measure.facts import Facts, known_devices, load_facts
-from opadapt.yamlfile import parse_yaml, validate, write_yaml
+from opadapt.measure.facts import Facts, checked, known_devices, load_facts
+from opadapt.yamlfile import parse_yaml, write_yaml
 
 GENERIC = {"aarch64": "generic-aarch64", "x86_64": "generic-x86"}
 # instruction set extensions that kernels of neural networks make use of; of x86's hundred flags the others are left out
@@ -21,6 +21,7 @@ EXTENSIONS = {
 }
 # facts that no board tells: taken from the type that it is said to be, or from the generic one
 COPIED = ("memory_bandwidth_gb_s", "bad_onnxruntime", "max_temperature_c", "cool", "timeout_s", "max_retries")
+_CORES = "/sys/devices/system/cpu/online, up to the last one; some between may be switched off"
 Fact = tuple[str, Any, str]  # key, value, how it was found
 
 
@@ -41,7 +42,7 @@ def base_of(board: Board, kind: str | None) -> Facts | None:
 def device_file(
     board: Board, name: str, transport: str, host: str | None, base: Facts | None, day: str
 ) -> str:
-    """The text of NAME.yaml, valid as Facts. ``day``: when it was found. Raises ConfigError."""
+    """The text of NAME.yaml, as ``load_facts`` takes it. ``day``: when it was found. Raises ConfigError."""
     where = host or "this machine"
     lines = [
         f"# Written by opadapt devices init on {day}, from what {where} told; before each fact how it was found."
@@ -50,7 +51,7 @@ def device_file(
         lines += [f"# {line}" for line in how.splitlines()]
         lines.append(write_yaml({key: value}).rstrip("\n"))
     text = "\n".join(lines) + "\n"
-    validate(Facts, parse_yaml(text, f"{name}.yaml"))
+    checked(parse_yaml(text, f"{name}.yaml"))
     return text
 
 
@@ -84,8 +85,8 @@ def facts_of(board: Board, name: str, transport: str, host: str | None, base: Fa
     if extensions := [name for name in known if name in board.extensions]:
         yield "extensions", extensions, "/proc/cpuinfo; those that neural networks make use of"
     if board.cores is not None:
-        yield "cores", board.cores, "/sys/devices/system/cpu/online"
-    yield "pin_cores", *_pinned(board)
+        yield "cores", max(board.online, default=board.cores - 1) + 1, _CORES
+    yield "pin_cores", *_pinned(board, base)
     if board.caches is not None:
         sizes = {k: v for k, v in board.caches.model_dump().items() if v is not None}
         shared = f"; {board.shared_l2} core(s) share one l2" if board.shared_l2 else ""
@@ -106,13 +107,17 @@ def facts_of(board: Board, name: str, transport: str, host: str | None, base: Fa
         yield from _copied(base)
 
 
-def _pinned(board: Board) -> tuple[list[int], str]:
-    """The fastest cores, where there are slower ones."""
-    speeds = {cpu.number: (cpu.capacity or 0, cpu.max_mhz or 0.0) for cpu in board.cpus}
+def _pinned(board: Board, base: Facts | None) -> tuple[list[int], str]:
+    """The fastest cores, where there are slower ones; else those of the type, if they are there."""
+    there = [cpu for cpu in board.cpus if not board.online or cpu.number in board.online]
+    speeds = {cpu.number: (cpu.capacity or 0, cpu.max_mhz or 0.0) for cpu in there}
     fastest = [number for number, speed in speeds.items() if speed == max(speeds.values())]
-    if len(fastest) == len(speeds):
-        return [], "all cores are alike (cpu_capacity, cpuinfo_max_freq): none to prefer"
-    return fastest, "the fastest cores (cpu_capacity, cpuinfo_max_freq)"
+    if len(fastest) < len(speeds):
+        return fastest, "the fastest cores (cpu_capacity, cpuinfo_max_freq)"
+    alike = "all cores are alike (cpu_capacity, cpuinfo_max_freq)"
+    if base is not None and base.pin_cores and set(base.pin_cores) <= set(board.online):
+        return list(base.pin_cores), f"{alike}: as in {base.name}"
+    return [], f"{alike}: none to prefer"
 
 
 def _wheels(board: Board, base: Facts | None) -> Iterator[Fact]:

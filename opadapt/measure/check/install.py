@@ -3,30 +3,34 @@
 The host's pip downloads the wheels for the board's Python and platform; they are sent by content, and a short
 program there, with the standard library alone, makes a virtual environment and unpacks them into it. Neither
 ``ensurepip`` nor pip is needed on the board: a bare Debian or Raspberry Pi OS has the module ``venv`` without it.
-The environment is made beside the old one and takes its place once both libraries import.
+The environment is made beside the old one and takes its place once both libraries import. While that is done, the
+board's lock is held, as agents hold it: nobody's interpreter is exchanged under a measurement.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from opadapt.errors import DeviceError
+from opadapt.measure.agent import BOARD_LOCK
 from opadapt.measure.check.board import Board, Interpreter, wheel_platforms
+from opadapt.measure.check.environment import LOCKED, LOOK, MAKE
 from opadapt.measure.check.probe import Sender
 from opadapt.measure.check.software import PYTHONS
 from opadapt.measure.facts import Facts
+from opadapt.measure.transport import whoami
 
 DOWNLOAD_TIMEOUT_S = 1800.0
-COMMAND_TIMEOUT_S = 900.0  # unpacking 100 MB onto a slow SD card, and the first import, which compiles
+COMMAND_TIMEOUT_S = 1800.0  # unpacking 100 MB onto a slow SD card, and the first import, which compiles
 UNPACKED = (
     5.0  # bytes on disk per byte of wheels: the wheels, what is in them, and the old environment until then
 )
@@ -37,13 +41,18 @@ Download = Callable[
     [Sequence[str], str, Sequence[str], Path], None
 ]  # requirements, Python, platforms, folder
 
+Run = Callable[
+    [str, Sequence[str]], dict[str, str]
+]  # program of ``environment``, hashes of wheels; what it says
+
 
 def install(
     board: Board, facts: Facts, sender: Sender, note: Callable[[str], None], download: Download | None = None
 ) -> None:
     """Make ``~/.cache/opadapt/venv`` on the board, with numpy and an onnxruntime not known bad there.
 
-    ``note`` gets a line per step. Raises DeviceError with the board's environment as it was.
+    ``note`` gets a line per step. Raises DeviceError with the board's environment as it was, also where somebody
+    measures or installs there.
     """
     python = _base(board, facts)
     platforms = wheel_platforms(board, facts)
@@ -54,16 +63,16 @@ def install(
             found=f"{board.os or board.system}, {board.machine}",
             do="build onnxruntime there, or install another system",
         )
+    run = partial(_run, sender, board, python, facts)
     with tempfile.TemporaryDirectory(prefix="opadapt-wheels-") as temporary:
         version = ".".join(map(str, python.version[:2]))
         note(f"download wheels for Python {version} on {platforms[0]}")
         wheels = fetch(facts, version, platforms, Path(temporary), download or pip_download)
         _check_room(board, sum(wheel.stat().st_size for wheel in wheels))
-        hashes = _send(sender, board, python, wheels, note)
+        hashes = _send(sender, board, run, wheels, note)
     note("unpack and try them")
-    _run(sender, python, _UNPACK, [board.cache, *hashes])
-    note("numpy {}, onnxruntime {}".format(*_verified(sender, board, facts)))
-    _run(sender, python, _SWAP, [board.cache])
+    said = run(MAKE, hashes)
+    note(f"numpy {said['numpy']}, onnxruntime {said['onnxruntime']}")
 
 
 def fetch(
@@ -117,6 +126,12 @@ def pip_download(requirements: Sequence[str], version: str, platforms: Sequence[
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
         raise DeviceError("pip does not run on this machine", found=str(error)) from error
+    if "No module named pip" in done.stderr:
+        raise DeviceError(
+            "the Python that runs opadapt has no pip to download wheels with",
+            found=sys.executable,
+            do=f"{sys.executable} -m ensurepip, or install pip there as you installed opadapt",
+        )
     if done.returncode:
         raise DeviceError(
             f"no wheels of {' and '.join(requirements)} for Python {version} on {platforms[0]}",
@@ -176,11 +191,11 @@ def _check_room(board: Board, size: int) -> None:
 
 
 def _send(
-    sender: Sender, board: Board, python: Interpreter, wheels: Iterable[Path], note: Callable[[str], None]
+    sender: Sender, board: Board, run: Run, wheels: Iterable[Path], note: Callable[[str], None]
 ) -> list[str]:
     """Send those that are not there yet; the SHA-256 of all."""
     named = {hashlib.sha256(wheel.read_bytes()).hexdigest(): wheel for wheel in wheels}
-    there = set(_run(sender, python, _THERE, [board.cache]).split())
+    there = run(LOOK, [])
     for sha256, wheel in named.items():
         if sha256 not in there:
             note(f"send {wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB)")
@@ -188,107 +203,34 @@ def _send(
     return list(named)
 
 
-def _run(sender: Sender, python: Interpreter, program: str, arguments: Sequence[str]) -> str:
-    """Run a program there, with nothing of the user's own on its path. Raises DeviceError with its last words."""
-    done = sender.run(
-        [python.path, "-I", "-", *arguments], input=program.encode(), timeout_s=COMMAND_TIMEOUT_S
-    )
-    if done.code:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {done.code}"]
-        full = "No space left" in last[0]
+def _run(
+    sender: Sender, board: Board, python: Interpreter, facts: Facts, program: str, hashes: Sequence[str]
+) -> dict[str, str]:
+    """Run a program there under the board's lock, with nothing of the user's own on its path; what it says, by key.
+    Raises DeviceError with who has the lock, why onnxruntime does not run, or its last words."""
+    command = [python.path, "-I", "-", board.cache, str(BOARD_LOCK), f"{whoami()}, installing", *hashes]
+    done = sender.run(command, input=(LOCKED + program).encode(), timeout_s=COMMAND_TIMEOUT_S)
+    lines = done.stdout.decode(errors="replace").splitlines()
+    said = {key: value for key, _, value in (line.partition("\t") for line in lines)}
+    last = (done.stderr.decode(errors="replace").strip().splitlines() or [""])[-1]
+    if "locked" in said:
         raise DeviceError(
-            "the environment cannot be made on the board",
-            found=last[0],
-            do="remove something from its disk" if full else None,
+            f"{facts.name}: another opadapt is measuring or installing on this board",
+            found=said["locked"],
+            do="wait for it to end",
         )
-    return done.stdout.decode(errors="replace")
-
-
-def _verified(sender: Sender, board: Board, facts: Facts) -> tuple[str, str]:
-    """The versions, as the new environment's own import says them."""
-    python = f"{board.cache}/venv.new/bin/python"
-    done = sender.run([python, "-I", "-"], input=_IMPORT.encode(), timeout_s=COMMAND_TIMEOUT_S)
-    found = re.search(r"^versions (\S+) (\S+)$", done.stdout.decode(errors="replace"), re.MULTILINE)
-    if done.code or not found:
-        tried = re.search(r"^trying (\S+)$", done.stdout.decode(errors="replace"), re.MULTILINE)
-        version = tried[1] if tried else "this version"
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    if "failed" in said:
+        version = said.get("trying", "of this version")
         raise DeviceError(
             f"onnxruntime {version} does not run on {facts.name}",
-            found=f"exit code {done.code}" + (f", {last[0]}" if last else ""),
+            found=f"exit code {said['failed']}" + (f", {last}" if last else ""),
             do=f"name it in a device file, bad_onnxruntime: [{{specifier: '=={version}', reason: ..., fix: ...}}], "
             "and install again: another version is taken then",
         )
-    return found[1], found[2]
-
-
-# The programs below run on the board's Python, 3.9 or newer.
-_THERE = """
-import hashlib, os, sys
-folder = os.path.join(sys.argv[1], "wheels")
-os.makedirs(folder, exist_ok=True)
-for name in os.listdir(folder):
-    path = os.path.join(folder, name)
-    with open(path, "rb") as file:
-        if hashlib.sha256(file.read()).hexdigest() == name:
-            print(name)
-            continue
-    os.unlink(path)
-"""
-
-# A wheel is a zip file: what lies at its top belongs into site-packages, and so does *.data/purelib and platlib
-# (PyPA, binary distribution format). Scripts, headers and other data are not needed to import.
-_UNPACK = """
-import hashlib, os, shutil, sys, venv, zipfile
-cache, hashes = sys.argv[1], sys.argv[2:]
-new = os.path.join(cache, "venv.new")
-try:
-    venv.create(new, clear=True, symlinks=True, with_pip=False)
-    site = os.path.join(new, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
-    root = os.path.realpath(site)
-    for sha256 in hashes:
-        path = os.path.join(cache, "wheels", sha256)
-        with open(path, "rb") as file:
-            if hashlib.sha256(file.read()).hexdigest() != sha256:
-                raise SystemExit("a wheel arrived damaged: install again")
-        with zipfile.ZipFile(path) as wheel:
-            for entry in wheel.infolist():
-                parts = entry.filename.split("/")
-                if parts[0].endswith(".data"):
-                    if len(parts) < 3 or parts[1] not in ("purelib", "platlib"):
-                        continue
-                    parts = parts[2:]
-                target = os.path.realpath(os.path.join(root, *parts))
-                if entry.is_dir() or not parts[-1]:
-                    continue
-                if os.path.isabs(entry.filename) or not target.startswith(root + os.sep):
-                    raise SystemExit("a wheel wants to write outside of its folder: " + entry.filename)
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                with wheel.open(entry) as source, open(target, "wb") as copy:
-                    shutil.copyfileobj(source, copy)
-except BaseException:
-    shutil.rmtree(new, ignore_errors=True)
-    raise
-"""
-
-_IMPORT = """
-import os, sys
-from importlib import metadata
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-print("trying", metadata.version("onnxruntime"))
-sys.stdout.flush()
-import numpy, onnxruntime
-print("versions", numpy.__version__, onnxruntime.__version__)
-"""
-
-_SWAP = """
-import os, shutil, sys
-cache = sys.argv[1]
-venv, new, old = (os.path.join(cache, name) for name in ("venv", "venv.new", "venv.old"))
-shutil.rmtree(old, ignore_errors=True)
-if os.path.lexists(venv):
-    os.rename(venv, old)
-os.rename(new, venv)
-shutil.rmtree(old, ignore_errors=True)
-shutil.rmtree(os.path.join(cache, "wheels"), ignore_errors=True)
-"""
+    if done.code:
+        raise DeviceError(
+            "the environment cannot be made on the board",
+            found=last or f"exit code {done.code}",
+            do="remove something from its disk" if "No space left" in last else None,
+        )
+    return said

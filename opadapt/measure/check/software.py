@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from opadapt.measure.check.board import Board
 from opadapt.measure.check.finding import SILENT, Case, Finding
 
 PYTHONS = ((3, 9), (3, 13))  # oldest and newest that the agent is made for
 MANYLINUX = (2, 27)  # glibc that the wheels of onnxruntime ask for
+_64_BIT = "install the 64-bit image: there are no 32-bit wheels of onnxruntime"
 
 
 def system(case: Case) -> Finding:
     board = case.board
     libc = "glibc {}.{}".format(*board.glibc) if board.glibc else "no glibc"
     found = f"{board.os or 'unknown system'}, {board.system}, {libc}"
-    if board.machine == "aarch64" and board.bits == 32:
-        remedy = "install the 64-bit image: there are no 32-bit wheels of onnxruntime"
-        return Finding("system", "bad", f"{found}, 32-bit programs on a 64-bit kernel", remedy)
+    if _is_32_bit(board):
+        return Finding("system", "bad", f"{found}, 32-bit programs", _64_BIT)
     works = board.python is not None and board.python.failure is None
     if works or case.here or case.phone or (board.glibc and board.glibc >= MANYLINUX):
         return Finding("system", "ok", found)
@@ -24,13 +25,18 @@ def system(case: Case) -> Finding:
     return Finding("system", "bad", found, remedy)
 
 
+def _is_32_bit(board: Board) -> bool:
+    """Of the programs, whatever the kernel: uname says armv6l, armv7l or i686, or aarch64 with such programs."""
+    return board.bits == 32 or board.machine.startswith("armv")
+
+
 def architecture(case: Case) -> Finding:
     board, facts = case.board, case.facts
     lacking = [name for name in facts.extensions if name not in board.extensions]
     found = f"{board.machine}, {board.model or 'unknown processor'}"
     if facts.arch not in ("host", board.machine):
-        remedy = f"{facts.name} is {facts.arch}: choose the type that fits (opadapt devices list)"
-        return Finding("architecture", "bad", found, remedy)
+        other = f"{facts.name} is {facts.arch}: choose the type that fits (opadapt devices list)"
+        return Finding("architecture", "bad", found, _64_BIT if _is_32_bit(board) else other)
     if lacking and board.extensions:
         remedy = f"lacks {', '.join(lacking)} of {facts.name}: choose another type, or describe this board"
         return Finding("architecture", "warn", found, remedy, f"opadapt devices init {case.address} NAME")
@@ -41,7 +47,8 @@ def cores(case: Case) -> Finding:
     wanted, found = case.facts.cores, case.board.cores
     if found is None:
         return Finding("cores", "ok", SILENT)
-    absent = [core for core in case.facts.pin_cores if core >= found]
+    online = case.board.online or range(found)
+    absent = [core for core in case.facts.pin_cores if core not in online]
     if absent:
         remedy = f"{case.facts.name} pins to core {absent[0]}, which is not there: change pin_cores"
         return Finding("cores", "bad", f"{found}", remedy)

@@ -101,7 +101,7 @@ class Connection:
     def put(self, data: bytes, path: str, resume: bool = False) -> None:
         """Write a file; with ``resume`` what is there already is taken for its beginning. The folder must exist.
 
-        A full disk raises DeviceError that says how much is needed; the file is removed again then.
+        A full disk raises FullDisk that says how much is needed; the file is removed again then.
         """
         self._file_use(lambda files: files.put(data, path, resume), len(data))
 

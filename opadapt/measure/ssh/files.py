@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import TypeVar, cast
 
 import asyncssh
 
-from opadapt.errors import DeviceError
+from opadapt.errors import DeviceError, FullDisk
 
 T = TypeVar("T")
 
@@ -54,7 +55,6 @@ class Files:
 
     async def put(self, data: bytes, path: str, resume: bool) -> None:
         flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | (0 if resume else asyncssh.FXF_TRUNC)
-        done = 0
         try:
             file = await self._soon(self._sftp.open(path, flags, encoding=None))
             try:
@@ -73,7 +73,7 @@ class Files:
         except _LOST:
             raise
         except asyncssh.SFTPError as error:
-            raise await self._refused(path, len(data) - done, error) from error
+            raise await self._refused(path, len(data), error) from error
 
     async def get(self, path: str) -> bytes:
         content = bytearray()
@@ -111,24 +111,24 @@ class Files:
     async def _soon(self, work: Awaitable[T]) -> T:
         return await asyncio.wait_for(work, self._timeout_s)
 
-    async def _refused(self, path: str, needed: int, error: asyncssh.SFTPError) -> DeviceError:
-        """Why a file cannot be written. OpenSSH says "failure" for a full disk as for much else: look."""
+    async def _refused(self, path: str, size: int, error: asyncssh.SFTPError) -> DeviceError:
+        """Why a file of that size cannot be written; what there is of it is removed. OpenSSH says "failure" for a full
+        disk as for much else: look whether the file would fit, with a block for its entry in the folder."""
         folder = PurePosixPath(path).parent
-        free = None
-        try:
+        needed, free = size, None
+        with suppress(asyncssh.SFTPError):  # it was not even begun
             await self._soon(self._sftp.remove(path))
+        with suppress(asyncssh.SFTPError):  # no such extension, or no such folder
             disk = await self._soon(self._sftp.statvfs(folder))
-            free = disk.bavail * disk.frsize
-        except asyncssh.SFTPError:
-            pass  # no such extension, or no such folder
+            needed, free = size + disk.frsize, disk.bavail * disk.frsize
         if isinstance(error, asyncssh.SFTPNoSpaceOnFilesystem) or (free is not None and free < needed):
             return no_space(self._host, str(folder), f"{needed} bytes", f"{free} bytes free")
         told = error.reason if free is None else f"{error.reason} ({free} bytes are free)"
         return DeviceError(f"{self._host}: '{path}' cannot be written", found=told)
 
 
-def no_space(host: str, folder: str, needed: str, found: str) -> DeviceError:
-    return DeviceError(
+def no_space(host: str, folder: str, needed: str, found: str) -> FullDisk:
+    return FullDisk(
         f"{host}: no space left in {folder}",
         expected=needed,
         found=found,

@@ -8,12 +8,10 @@ and an upload goes on where it stopped.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import itertools
 import json
 import secrets
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -23,7 +21,7 @@ from opadapt.measure.facts import Facts
 from opadapt.measure.ssh.connection import Connection
 from opadapt.measure.ssh.files import no_space
 from opadapt.measure.ssh.process import RemoteProcess
-from opadapt.measure.transport import AGENT, END_WAIT_S
+from opadapt.measure.transport import AGENT, END_WAIT_S, whoami
 
 CACHE = ".cache/opadapt"  # below the board user's home
 VENV_PYTHON = "venv/bin/python"  # below that: what `opadapt devices check --install` sets up
@@ -52,7 +50,7 @@ class SshTransport:
         agent = self._delivered(home)
         own = f"{home}/{CACHE}/{VENV_PYTHON}"
         python = own if self.connection.exists(own) else self._python
-        options = ["--token", self.token, "--linger", f"{LINGER_S:g}", "--board-lock", "--who", _whoami()]
+        options = ["--token", self.token, "--linger", f"{LINGER_S:g}", "--board-lock", "--who", whoami()]
         self._process = self.connection.process([python, agent, *options])
         self._answered = False
 
@@ -166,11 +164,3 @@ def _answer(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None
-
-
-def _whoami() -> str:
-    """What others read who find the board locked."""
-    user = "somebody"
-    with suppress(KeyError, OSError):
-        user = getpass.getuser()
-    return f"{user}@{socket.gethostname()}"

@@ -15,7 +15,7 @@ import pytest
 from adb_tools import FACTS, agents, device, running_agents, running_children, transport, wait_for
 from phone import FakeAdbServer, Phone
 
-from opadapt.errors import DeviceError, LostDevice
+from opadapt.errors import DeviceError, FullDisk, LostDevice
 from opadapt.measure.adb import connection as connection_module
 from opadapt.measure.adb import transport as transport_module
 from opadapt.measure.adb.server import AdbServer
@@ -132,7 +132,7 @@ def test_an_interpreter_without_onnxruntime(adb: FakeAdbServer, tmp_path: Path) 
 def test_storage_is_full(adb: FakeAdbServer, model: bytes, quick: Timing) -> None:
     with device(adb) as opened:
         adb.phones["one"].space = len(model) - 1
-        with pytest.raises(DeviceError) as error:
+        with pytest.raises(FullDisk) as error:
             opened.time([model], quick)
         assert "No space left" in str(error.value.found) and "free storage" in str(error.value.do)
         adb.phones["one"].space = None
