@@ -137,8 +137,10 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
 
 
 def _fingerprint(experiment: Experiment, original: Model, dataset: Dataset | None) -> str:
-    """What a run's recorded results stand for. Not the folder, the paths and the hosts: those may move."""
+    """What a run's recorded results stand for. Not the folder, the paths and the hosts: those may move; nor the time
+    limits of measurements, which may be raised when one was too short."""
     settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model", "host"})
+    settings |= {"timing": experiment.timing.key(), "quick_timing": experiment.quick_timing.key()}
     settings["device"] = split_device(experiment.device)[0]
     if settings["data"] is not None:
         settings["data"] |= {"path": None, "x": None, "y": None}
