@@ -48,7 +48,20 @@ class ConfigError(OpadaptError):
 
 
 class DeviceError(OpadaptError):
-    """A device that cannot be reached, or failed while measuring."""
+    """A device that cannot be reached, or failed while measuring. ``kind``: what went wrong in the measuring process,
+    by the agent's name for it ("signal", "timeout", ...); None for whatever the host itself found."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        do: str | None = None,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(message, expected=expected, found=found, do=do)
+        self.kind = kind
 
 
 class LostDevice(DeviceError):

@@ -20,7 +20,9 @@ the standard library alone.
 
 Started without options it ends when stdin does. A host that may lose its connection starts it with ``--token T``:
 ``folder`` is then ``sessions/T`` beside this file, and with ``--linger S`` the agent keeps the files S seconds
-longer for a new agent of the same token, which takes them over. ``--board-lock`` lets one host measure at a time.
+longer for a new agent of the same token, which takes them over. ``--silence S`` is for a host that sends an empty line
+now and then, whatever else it says: when there was nothing for S seconds it counts as gone. ``--board-lock`` lets one
+host measure at a time.
 
 ``conditions``, ``time`` and ``profile`` take "board", which says how this board is measured: see ``Board``.
 """
@@ -44,6 +46,7 @@ import re
 import select
 import shutil
 import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -718,7 +721,8 @@ _STALE_S = 600.0  # the age at which a file beside this one is nobody's any more
 
 
 def _lock(path: Path) -> int | None:
-    """An exclusive flock(2) on the file, made if need be; None if it is held, or the file is no longer there."""
+    """An exclusive flock(2) on the file, made if need be; None if it is held, or the file is no longer there: removed,
+    or moved away with its folder."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
@@ -742,7 +746,7 @@ def _take_session(folder: Path) -> int:
                 os.ftruncate(file, 0)
                 os.write(file, str(os.getpid()).encode())
             except OSError as problem:  # a full disk: nothing is to stay of the attempt
-                shutil.rmtree(folder, ignore_errors=True)
+                _discard(folder)
                 raise OSError(problem.errno, problem.strerror, str(folder)) from problem
             return file
         late = time.monotonic() > deadline
@@ -773,6 +777,14 @@ def _tidy(folder: Path) -> dict[str, int]:
     return whole
 
 
+def _discard(folder: Path) -> None:
+    """Remove a session that this process has locked. Under another name, since an agent that is started for it in the
+    meantime is to find all of its files or none."""
+    with contextlib.suppress(OSError):
+        folder = folder.rename(folder.with_name(f"{folder.name}.{os.getpid()}"))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _sweep(sessions: Path, mine: Path) -> None:
     """Remove the sessions of agents that were killed, uploads of this file that were broken off, and other versions
     of it that no process runs."""
@@ -780,7 +792,7 @@ def _sweep(sessions: Path, mine: Path) -> None:
         for folder in sessions.iterdir():
             file = _lock(folder / _HELD) if folder != mine else None
             if file is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                _discard(folder)
                 os.close(file)
         for other in sessions.parent.glob("agent-*"):
             if other != HERE and time.time() - other.stat().st_mtime > _STALE_S and not _is_run(other.name):
@@ -829,13 +841,21 @@ class BoardLock:
             self.file = None
 
     def _open(self) -> int:
-        common = os.O_CLOEXEC | os.O_NOFOLLOW
+        file = self._opened()
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise OSError(errno.EINVAL, "not a regular file, so nobody can lock the board", str(self.path))
+        with contextlib.suppress(OSError):
+            os.fchmod(file, 0o644)  # whatever the umask: others are to lock it, too
+        return file
+
+    def _opened(self) -> int:
+        common = (
+            os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        )  # the opening of a fifo would wait for its other end
         for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT):
             with contextlib.suppress(OSError):
-                file = os.open(self.path, flags | common, 0o644)
-                with contextlib.suppress(OSError):
-                    os.fchmod(file, 0o644)  # whatever the umask: others are to lock it, too
-                return file
+                return os.open(self.path, flags | common, 0o644)
         return os.open(self.path, os.O_RDONLY | common)  # another user's
 
     def _describe(self, what: dict[str, Any] | None) -> None:
@@ -859,9 +879,12 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.linger_s: float = options.linger
+        self.silence_s: float | None = options.silence
+        self.heard = time.monotonic()
         self.lock = BoardLock(options.board_lock, options.who) if options.board_lock else None
         self.files: dict[str, int] = {}
         self.held: int | None = None
+        self.removed = False
         if options.token is None:
             self.folder = Path(tempfile.mkdtemp(prefix="opadapt-agent-")).resolve()
         else:
@@ -878,14 +901,26 @@ class Agent:
         data = os.read(0, 1 << 16)
         if not data:
             raise _Closed
-        self.buffer += data
+        self.buffer = (self.buffer + data).lstrip(b"\n")  # empty lines only show that somebody is there
+
+    def readable(self, *pipes: int, limit_s: float | None = None) -> list[int]:
+        """Which of stdin and these can be read now, or within the limit. Raises _Closed when the host is silent for
+        too long."""
+        silence_s = None if self.silence_s is None else self.heard + self.silence_s - time.monotonic()
+        limits = [max(0.0, limit) for limit in (limit_s, silence_s) if limit is not None]
+        ready = select.select([0, *pipes], [], [], min(limits, default=None))[0]
+        if 0 in ready:
+            self.heard = time.monotonic()
+        elif self.silence_s is not None and time.monotonic() >= self.heard + self.silence_s:
+            raise _Closed
+        return ready
 
     def collect(self, pipe: int, limit_s: float) -> bytes | None:
         """The child's output up to its end, None after the time limit. Watches stdin, whose end ends all."""
         output, deadline = b"", time.monotonic() + limit_s
         while True:
             left = deadline - time.monotonic()
-            ready = select.select([0, pipe], [], [], max(0.0, left))[0]
+            ready = self.readable(pipe, limit_s=left)
             if 0 in ready:
                 self.take_input()
                 if _says_bye(self.buffer):
@@ -1005,8 +1040,10 @@ class Agent:
 
     def answer_next(self) -> None:
         while b"\n" not in self.buffer:
-            self.take_input()
-        line, _, self.buffer = self.buffer.partition(b"\n")
+            if self.readable():
+                self.take_input()
+        line, _, rest = self.buffer.partition(b"\n")
+        self.buffer = rest.lstrip(b"\n")
         answer = self.answer(line)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
@@ -1026,7 +1063,13 @@ class Agent:
             time.sleep(self.linger_s)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """May be called twice: a folder of that name is then another agent's."""
+        if not self.removed:
+            self.removed = True
+            if self.held is None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            else:
+                _discard(self.folder)
         if self.lock:
             self.lock.release()
 
@@ -1062,6 +1105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The measuring agent of opadapt: speaks JSON lines.")
     parser.add_argument("--token", help="name of the session, whose files outlive a broken connection")
     parser.add_argument("--linger", type=float, default=0.0, help="seconds that they do")
+    parser.add_argument("--silence", type=float, help="seconds without a line after which the host is gone")
     parser.add_argument("--board-lock", type=Path, nargs="?", const=lock_place(), help="measure alone there")
     parser.add_argument("--who", default="somebody", help="what others are told about who has the lock")
     options = parser.parse_args(arguments)

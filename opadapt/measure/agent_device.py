@@ -10,14 +10,14 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from opadapt.errors import DeviceError, FullDisk, LostDevice
-from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
+from opadapt.measure.device import SAME, Kernel, NDArrayAny, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.sent import Sent
 from opadapt.measure.timing import BlockTimes, Timing
@@ -66,8 +66,10 @@ class AgentDevice:
         self._one_at_a_time = threading.RLock()
         self._closed = False
         self._request_s = facts.timeout_s or REQUEST_S
+        self._same: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
+        self._closed, self._same = False, None
         self.hello()
         return self
 
@@ -75,7 +77,8 @@ class AgentDevice:
         self.close()
 
     def close(self) -> None:
-        """End the agent, and with it whatever another thread is measuring: that is not begun anew."""
+        """End the agent, and with it whatever another thread is measuring: that is not begun anew, and nothing else
+        is until the device is entered again."""
         self._closed = True
         self._hello = None
         self._transport.close()
@@ -87,7 +90,7 @@ class AgentDevice:
         """The result of a piece of work, begun anew when the connection or the agent is lost in the middle. After an
         interrupt an answer may still be due, so that agent is asked nothing more."""
         with self._one_at_a_time:
-            self._closed = False
+            self._check_open()
             for left in reversed(range(TRIES)):
                 try:
                     return work()
@@ -105,18 +108,27 @@ class AgentDevice:
                     raise
         raise AssertionError("unreachable")
 
+    def _check_open(self) -> None:
+        if self._closed:
+            self._hello = None
+            raise DeviceError(f"{self._label}: the device was closed")
+
     def _present(self) -> Mapping[str, Any]:
         """What the agent said when it was started; it is started if need be."""
         known = self._hello
         if known is None:
-            known = self._hello = self._started()
+            known = self._started()
+            self._check_same(known)
+            self._hello = known
             self._was_there = True
             self._sent.start(known.get("files", {}))
+            self._check_open()
         return known
 
     def _started(self) -> dict[str, Any]:
         self._transport.start()
         try:
+            self._check_open()  # it may have been closed meanwhile
             hello = self._ask({"do": "hello"}, self._request_s)
             self._check(hello)
         except LostDevice:
@@ -142,6 +154,23 @@ class AgentDevice:
                 do="choose the device type that fits",
             )
 
+    def _check_same(self, told: Mapping[str, Any]) -> None:
+        """Raises LostDevice for another machine behind the address, or another onnxruntime, than there was when the
+        device was entered: what they measure must not be filed under the name of the first."""
+        found = {key: told[key] for key in SAME}
+        self._same = self._same or found
+        if found != self._same:
+            self._hello = None
+            self._transport.close()
+            lost = LostDevice(
+                f"{self._label}: it is not what it was at the beginning",
+                expected=_listed(self._same),
+                found=_listed(found),
+                do="put back what it was, or let all of it be measured anew",
+            )
+            lost.given_up = True
+            raise lost
+
     def conditions(self) -> dict[str, Any]:
         request = {"do": "conditions", "threads": self.threads, "board": _board(self.facts)}
 
@@ -157,7 +186,7 @@ class AgentDevice:
 
         def work(paths: list[str]) -> BlockTimes:
             request = {"do": "time", "models": paths, **self._how(timing), "energy": energy}
-            return _block_times(self._ask(request, self._limit_s(timing)))
+            return self._block_times(self._ask(request, self._limit_s(timing, len(models))))
 
         return self._with_files(models, work, base_first=True)
 
@@ -165,9 +194,9 @@ class AgentDevice:
         def work(paths: list[str]) -> RawProfile:
             request = {"do": "profile", "model": paths[0], **self._how(timing)}
             answer = self._ask(request, self._limit_s(timing))
+            times = self._block_times(answer["times"])
             kernels = tuple(Kernel(k["name"], k["op_type"], k["latency_s"]) for k in answer["kernels"])
-            optimized = self._get(answer["optimized"])
-            return RawProfile(kernels, optimized, _block_times(answer["times"]))
+            return RawProfile(kernels, self._get(answer["optimized"]), times)
 
         return self._with_files([model], work)
 
@@ -186,9 +215,10 @@ class AgentDevice:
     def _how(self, timing: Timing) -> dict[str, Any]:
         return {"timing": timing.model_dump(), "board": _board(self.facts)}
 
-    def _limit_s(self, timing: Timing) -> float:
-        """The board's own limit where its facts name one. It does not include the waiting for a hot board."""
-        limit_s = self.facts.timeout_s or timing.timeout_s
+    def _limit_s(self, timing: Timing, models: int = 1) -> float:
+        """For so many models; the board's own limit where its facts name one. It does not include the waiting for a
+        hot board."""
+        limit_s = (self.facts.timeout_s or timing.timeout_s) * models
         return limit_s + (self.facts.cool.wait_s if self.facts.cool else 0.0)
 
     def _with_files(
@@ -227,7 +257,8 @@ class AgentDevice:
         if self._hello is not None and (gone or untidy):
             paths = [f"{folder}/{name}" for name in {**dict.fromkeys(gone), **files}]
             keep = [f"{folder}/{name}" for name in files if name not in gone]
-            self._ask({"do": "forget", "paths": paths, "keep": keep}, GRACE_S)
+            with suppress(DeviceError):  # what was measured counts, whatever becomes of the files
+                self._ask({"do": "forget", "paths": paths, "keep": keep}, GRACE_S)
 
     def _put(self, data: bytes, path: str) -> None:
         with self._noticing():
@@ -262,10 +293,23 @@ class AgentDevice:
         told = _TOLD.get(error["kind"], f"{request['do']} failed")
         found = error["message"] + (f"\n{error['log']}" if error.get("log") else "")
         kind = _LOST.get(error["kind"], DeviceError)
-        raised = kind(f"{self._label}: {told}{where}", found=found, do=_DO.get(error["kind"]))
+        raised = kind(
+            f"{self._label}: {told}{where}", found=found, do=_DO.get(error["kind"]), kind=error["kind"]
+        )
         if isinstance(raised, LostDevice):
             raised.given_up = True
         raise raised
+
+    def _block_times(self, answer: Mapping[str, Any]) -> BlockTimes:
+        """Raises LostDevice where they are another machine's."""
+        self._check_same(answer["conditions"])
+        energy_j = answer["energy_j"]
+        return BlockTimes(
+            np.array(answer["latency_s"], dtype=np.float64),
+            answer["conditions"],
+            tuple(answer["order"]),
+            None if energy_j is None else tuple(energy_j),
+        )
 
 
 def _board(facts: Facts) -> dict[str, Any]:
@@ -273,11 +317,5 @@ def _board(facts: Facts) -> dict[str, Any]:
     return facts.model_dump(mode="json", include={"pin_cores", "cool", "thermal", "power", "max_retries"})
 
 
-def _block_times(answer: Mapping[str, Any]) -> BlockTimes:
-    energy_j = answer["energy_j"]
-    return BlockTimes(
-        np.array(answer["latency_s"], dtype=np.float64),
-        answer["conditions"],
-        tuple(answer["order"]),
-        None if energy_j is None else tuple(energy_j),
-    )
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in facts.items())

@@ -13,6 +13,7 @@ from opadapt.measure.facts import Facts
 from opadapt.measure.timing import BlockTimes, Timing
 
 NDArrayAny = NDArray[np.generic]
+SAME = ("onnxruntime", "machine", "cpu")  # samples are filed together only where these are the same
 
 
 @dataclass(frozen=True)

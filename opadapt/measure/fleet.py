@@ -15,11 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
 from opadapt.errors import DeviceError, LostDevice
-from opadapt.measure.device import Device, NDArrayAny, RawProfile
+from opadapt.measure.device import SAME, Device, NDArrayAny, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.timing import BlockTimes, Timing
 
-SAME = ("onnxruntime", "machine", "cpu")  # what the boards of a fleet must agree in
 T = TypeVar("T")
 
 

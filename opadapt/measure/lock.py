@@ -28,7 +28,7 @@ class MeasuringLock:
     """The lock in one folder; every MeasuringLock on the same folder is the same lock.
 
     Re-entrant in a thread, except that ``quiet()`` inside ``busy()`` raises DeviceError: it could only wait
-    for itself. Raises DeviceError when the wait takes longer than ``timeout_s``.
+    for itself. Raises DeviceError when the wait takes longer than ``timeout_s``, and where the files cannot be made.
     """
 
     def __init__(self, folder: Path | None = None, timeout_s: float = TIMEOUT_S) -> None:
@@ -82,8 +82,9 @@ class MeasuringLock:
             _release(file)
 
     def _open(self, name: str, mode: int) -> int:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with _usable():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + self.timeout_s
         while True:
             try:
@@ -110,11 +111,25 @@ def _release(file: int) -> None:
 
 def _user_folder() -> Path:
     """One folder per user. Raises DeviceError if it belongs to someone else: a lock there proves nothing."""
-    folder = Path(tempfile.gettempdir()) / f"opadapt-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+    with _usable():
+        folder = Path(tempfile.gettempdir()) / f"opadapt-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        others = folder.is_symlink() or folder.stat().st_uid != os.getuid()
+    if others:
         raise DeviceError(f"the lock folder {folder} belongs to another user", do="remove it, or set TMPDIR")
     return folder
+
+
+@contextmanager
+def _usable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(
+            "the measuring lock of this machine cannot be used",
+            found=str(error),
+            do="make room there or mend its permissions, or set TMPDIR",
+        ) from error
 
 
 @cache

@@ -71,7 +71,7 @@ class NullDevice:
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             outputs = session.run(None, dict(feeds))
         except Exception as error:  # onnxruntime's errors share no base class of their own
-            raise DeviceError(f"{self.facts.name}: run failed", found=str(error)) from error
+            raise DeviceError(f"{self.facts.name}: run failed", found=str(error), kind="exception") from error
         return {o.name: np.asarray(v) for o, v in zip(session.get_outputs(), outputs, strict=True)}
 
     def _kernels(self, proto: onnx.ModelProto) -> tuple[Kernel, ...]:
@@ -100,10 +100,15 @@ def _parse(model: bytes) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
         proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     except Exception as error:  # protobuf's, the checker's and the inference's errors have no common base
-        raise DeviceError("null: not a valid model", found=str(error)) from error
+        raise DeviceError("null: not a valid model", found=str(error), kind="exception") from error
     free = [v.name for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_value < 1]
     if free:
-        raise DeviceError("null: a model with a free shape", expected="static shapes", found=", ".join(free))
+        raise DeviceError(
+            "null: a model with a free shape",
+            expected="static shapes",
+            found=", ".join(free),
+            kind="exception",
+        )
     taken = {node.name for node in proto.graph.node}
     for number, node in enumerate(proto.graph.node):
         if not node.name:

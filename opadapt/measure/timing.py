@@ -37,7 +37,14 @@ class Timing(BaseModel):
     )
     profile_s: float = Field(default=0.5, gt=0, description="duration of the profiled runs, in seconds")
     seed: int = Field(default=0, ge=0, description="seed of the made-up inputs")
-    timeout_s: float = Field(default=600.0, gt=0, description="longest wait for one request, in seconds")
+    timeout_s: float = Field(
+        default=600.0, gt=0, description="longest wait for the measurement of one model, in seconds"
+    )
+
+    def key(self) -> dict[str, Any]:
+        """What the samples depend on, for the keys that they are recorded under. The time limit is none of that: it
+        stands at its default there, as in the keys of runs that never changed it."""
+        return self.model_dump() | {"timeout_s": type(self).model_fields["timeout_s"].default}
 
 
 @dataclass(frozen=True)

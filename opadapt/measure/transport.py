@@ -11,16 +11,17 @@ import getpass
 import itertools
 import json
 import queue
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from opadapt.errors import DeviceError, FullDisk
+from opadapt.errors import DeviceError, FullDisk, LostDevice
 
 AGENT = Path(__file__).with_name("agent.py")
 END_WAIT_S = 10.0  # how long an agent may take to tidy up when its stdin is closed
@@ -46,7 +47,8 @@ class Transport(Protocol):
 
 
 class LocalTransport:
-    """The agent as a subprocess with the same interpreter. ``options``: the agent's own."""
+    """The agent as a subprocess with the same interpreter. ``options``: the agent's own. A folder that an agent left
+    behind, because it was killed, is removed here."""
 
     def __init__(
         self, python: str = sys.executable, agent: Path = AGENT, options: Sequence[str] = ()
@@ -55,6 +57,7 @@ class LocalTransport:
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes] = queue.Queue()
         self._numbers = itertools.count()
+        self._folder: str | None = None  # the agent's, once it has said so
 
     @property
     def pid(self) -> int | None:
@@ -62,6 +65,7 @@ class LocalTransport:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
+        self.close()
         pipe = subprocess.PIPE
         try:
             # a session of its own: Ctrl-C in the terminal is for opadapt, which then closes the agent's stdin
@@ -81,40 +85,35 @@ class LocalTransport:
         try:
             process.stdin.write(json.dumps({**message, "id": number}).encode() + b"\n")
             line = self._lines.get(timeout=timeout_s)
-        except OSError:
+        except (OSError, ValueError):  # its stdin is closed, there or here
             line = b""
         except queue.Empty:
             self.close()
-            raise DeviceError(f"the agent did not answer within {timeout_s:g} s") from None
+            raise LostDevice(f"the agent did not answer within {timeout_s:g} s") from None
         if not line:
-            code = process.wait()
-            self.close()
-            raise DeviceError("the agent ended", expected="an answer", found=f"exit code {code}")
+            raise self._how_it_ended(process)
         answer: dict[str, Any] = json.loads(line)
         if answer.pop("id", None) != number:
             self.close()
             raise DeviceError("the agent answered another request", expected=f"number {number}")
+        self._folder = answer.get("folder", self._folder)
         return answer
 
     def put(self, data: bytes, path: str) -> None:
-        try:
-            Path(path).write_bytes(data)
-        except OSError as error:
-            with suppress(OSError):
-                Path(path).unlink()
-            kind = FullDisk if error.errno in (errno.ENOSPC, errno.EDQUOT) else DeviceError
-            raise kind(
-                "a file for the agent cannot be written",
-                expected=f"{len(data)} bytes for {path}",
-                found=str(error.strerror),
-                do="make room there, or set TMPDIR",
-            ) from error
+        with _files(path, "written", len(data)):
+            try:
+                Path(path).write_bytes(data)
+            except OSError:
+                Path(path).unlink(missing_ok=True)  # half a file fills the disk all the same
+                raise
 
     def get(self, path: str) -> bytes:
-        return Path(path).read_bytes()
+        with _files(path, "read"):
+            return Path(path).read_bytes()
 
     def close(self) -> None:
         process, self._process = self._process, None
+        folder, self._folder = self._folder, None
         if process is None or process.stdin is None:
             return
         process.stdin.close()
@@ -123,6 +122,33 @@ class LocalTransport:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if folder is not None:  # one that was killed could not tidy up
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _how_it_ended(self, process: subprocess.Popen[bytes]) -> DeviceError:
+        """An agent that has answered may do so again once restarted; one that never has will not."""
+        code = process.wait()
+        if self._process is not process:
+            return DeviceError("the agent was closed in the middle of a request")
+        kind = DeviceError if self._folder is None else LostDevice
+        self.close()
+        return kind("the agent ended", expected="an answer", found=f"exit code {code}")
+
+
+@contextmanager
+def _files(path: str, done: str, size: int = 0) -> Iterator[None]:
+    """What goes wrong with a file in the agent's folder: the disk is full, or the folder is gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FullDisk(
+                "a file for the agent cannot be written",
+                expected=f"{size} bytes for {path}",
+                found=str(error.strerror),
+                do="make room there, or set TMPDIR",
+            ) from error
+        raise LostDevice(f"'{path}' cannot be {done}", found=str(error)) from error
 
 
 def whoami() -> str:

@@ -18,7 +18,7 @@ def measure(context: Context, model: Model, tag: str) -> Profile:
     """Profile a model once; a resumed run reads it from the journal."""
     context.progress.stage(f"profile the {tag} model on {context.experiment.device}")
     digest = hashlib.sha256(at_batch(model, 1).SerializeToString()).hexdigest()
-    key = content_key(context.measured_on, digest, context.experiment.timing.model_dump())
+    key = content_key(context.measured_on, digest, context.experiment.timing.key())
     row = context.journal.once(
         "profile", key, lambda: _row(profile(context.device, model, context.experiment.timing))
     )

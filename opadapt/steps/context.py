@@ -165,9 +165,11 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
 
 def _settings(experiment: Experiment) -> dict[str, object]:
     """What a run's recorded results stand for, beside the model and the data. Not the folder, the paths and the
-    hosts: those may move; nor the number of workers, which changes no result."""
+    hosts: those may move; nor the number of workers, which changes no result, nor the time limits of measurements,
+    which may be raised when one was too short."""
     settings = experiment.model_dump(mode="json", exclude={"name", "runs", "model", "host"})
     settings["search"]["workers"] = 0
+    settings |= {"timing": experiment.timing.key(), "quick_timing": experiment.quick_timing.key()}
     settings["device"] = split_device(experiment.device)[0]
     if settings["data"] is not None:
         settings["data"] |= {"path": None, "x": None, "y": None}

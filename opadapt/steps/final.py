@@ -36,9 +36,7 @@ def compare_files(context: Context, path: Path) -> Final:
     timing = context.experiment.timing
     files = [context.experiment.model, path]
     models = [_deployed(read(file), context.original).SerializeToString() for file in files]
-    key = content_key(
-        context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models), timing.model_dump()
-    )
+    key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models), timing.key())
 
     def compute() -> dict[str, Any]:
         times = context.device.time([models[0], models[1], models[0]], timing, energy=True)

@@ -51,7 +51,7 @@ class GroupLatency:
         self.base_name = hashlib.sha256(self.base).hexdigest()
         self.scope = content_key(
             context.measured_on,
-            timing.model_dump(),
+            timing.key(),
             self.base_name,
             [m.region.name for m in group.members],
         )
@@ -121,10 +121,13 @@ class GroupLatency:
         return float(max(self.member_s - saved_s, 0.0))
 
     def _record(self, candidates: Sequence[Candidate], readings: Readings) -> None:
+        """Raises LostDevice, after all that is known is recorded, where the device was lost before the rest was."""
         journal = self.context.journal
         timed = sum(isinstance(found, float) for found in readings.found)
         for candidate, found in zip(candidates, readings.found, strict=True):
             key = self.key(candidate)
+            if found is None:
+                continue
             if isinstance(found, str):
                 journal.finish("latency", key, {"refused": found}, 0.0)
                 continue
@@ -133,6 +136,8 @@ class GroupLatency:
             if board is not None:
                 key = content_key(self.scope, number, *(c.digest for c in candidates))
                 journal.once("board", key, partial(_row, board, self.base_name, base_s))
+        if readings.lost is not None:
+            raise readings.lost
 
 
 def _row(board: str, base: str, latency_s: float) -> dict[str, object]:

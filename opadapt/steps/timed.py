@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +17,35 @@ from opadapt.measure.fleet import on_one_board
 from opadapt.measure.timing import BlockTimes, Timing, median_latency, ratio
 
 REASON_LENGTH = 160
+# kinds of errors that a model may cause; everything else is the board's own trouble, or the way's to it
+BLAMED = ("signal", "exit", "exception", "memory", "timeout")
 
 
 @dataclass(frozen=True)
 class Readings:
-    """Of each candidate its latency over the base's, or why there is none; of each request (board or None, latency of
-    the base there in seconds); and how long it took."""
+    """Of each candidate its latency over the base's, why there is none, or None where the device was ``lost`` before
+    its turn; of each request (board or None, latency of the base there in seconds); and how long it took."""
 
-    found: tuple[float | str, ...]
+    found: tuple[float | str | None, ...]
     base: tuple[tuple[str | None, float], ...]
     seconds: float
+    lost: LostDevice | None = None
+
+
+class _Unit:
+    """Models that are timed together, or one by one where one of them breaks the measuring process. What is known of
+    them stays known when the board is lost."""
+
+    def __init__(self) -> None:
+        self.models: dict[int, bytes] = {}
+        self.found: dict[int, float | str] = {}
+        self.base: list[tuple[str | None, float]] = []
+        self.seconds = 0.0
+        self.singly = False
+
+    @property
+    def left(self) -> list[int]:
+        return [number for number in self.models if number not in self.found]
 
 
 class Hands:
@@ -63,41 +81,51 @@ class Hands:
         return done
 
     def _timed(self, base: bytes, candidates: Sequence[Callable[[], bytes]]) -> Readings:
-        refused: dict[int, str] = {}
-        models: list[bytes] = []
+        unit, lost = _Unit(), None
         for number, make in enumerate(candidates):
             try:
-                models.append(make())
+                unit.models[number] = make()
             except OpadaptError as error:
-                refused[number] = error.message
-        if not models:
-            return Readings(tuple(refused.values()), (), 0.0)
-        timed = on_one_board(self.device, lambda board: self._on(board, base, models))
-        left = iter(timed.found)
-        found = tuple(refused[i] if i in refused else next(left) for i in range(len(candidates)))
-        return dataclasses.replace(timed, found=found)
+                unit.found[number] = error.message
+        if unit.models:
+            try:
+                on_one_board(self.device, lambda board: self._on(board, base, unit))
+            except LostDevice as error:
+                if len(unit.left) == len(unit.models):
+                    raise
+                lost = error
+        found = tuple(unit.found.get(number) for number in range(len(candidates)))
+        return Readings(found, tuple(unit.base), unit.seconds, lost)
 
-    def _on(self, board: Device, base: bytes, models: Sequence[bytes]) -> Readings:
+    def _on(self, board: Device, base: bytes, unit: _Unit) -> None:
+        """Time what is left of the unit. Raises LostDevice."""
         began = time.monotonic()
-        bases: list[tuple[str | None, float]] = []
-        found = self._ratios(board, base, models, bases)
-        return Readings(tuple(found), tuple(bases), time.monotonic() - began)
-
-    def _ratios(
-        self, board: Device, base: bytes, models: Sequence[bytes], bases: list[tuple[str | None, float]]
-    ) -> list[float | str]:
         try:
-            times = self._time(board, [base, *models])
+            for numbers in [[number] for number in unit.left] if unit.singly else [unit.left]:
+                self._ratios(board, base, unit, numbers)
+        finally:
+            unit.seconds += time.monotonic() - began
+
+    def _ratios(self, board: Device, base: bytes, unit: _Unit, numbers: Sequence[int]) -> None:
+        try:
+            times = self._time(board, [base, *(unit.models[number] for number in numbers)])
         except LostDevice:
             raise
         except DeviceError as error:
-            if len(models) > 1:  # one of them broke the measuring process: find out which
-                return [r for model in models for r in self._ratios(board, base, [model], bases)]
+            if error.kind not in BLAMED:
+                raise _lost(error) from error
+            if len(numbers) > 1:  # one of them broke the measuring process: find out which
+                unit.singly = True
+                for number in numbers:
+                    self._ratios(board, base, unit, [number])
+                return
             # is it the candidate, or the board? what fails with the base alone is no candidate's fault
             self._check(board, base)
-            return [_reason(error)]
-        bases.append((times.conditions.get("board"), median_latency(times, 0).value))
-        return [ratio(times, i, 0).value for i in range(1, len(times.latency_s))]
+            unit.found[numbers[0]] = _reason(error)
+            return
+        unit.base.append((times.conditions.get("board"), median_latency(times, 0).value))
+        for place, number in enumerate(numbers, start=1):
+            unit.found[number] = ratio(times, place, 0).value
 
     def _check(self, board: Device, base: bytes) -> None:
         """Raises LostDevice for a board that cannot time the base either."""
@@ -106,14 +134,16 @@ class Hands:
         except LostDevice:
             raise
         except DeviceError as error:
-            raise LostDevice(
-                error.message, expected=error.expected, found=error.found, do=error.do
-            ) from error
+            raise _lost(error) from error
 
     def _time(self, board: Device, models: Sequence[bytes]) -> BlockTimes:
         if self._stopped.is_set():  # asked now, a device that was just closed would start again
             raise CancelledError
         return board.time(models, self.timing)
+
+
+def _lost(error: DeviceError) -> LostDevice:
+    return LostDevice(error.message, expected=error.expected, found=error.found, do=error.do, kind=error.kind)
 
 
 def _reason(error: DeviceError) -> str:

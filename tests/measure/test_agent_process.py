@@ -224,26 +224,22 @@ def test_nothing_is_left_after_a_signal(bench: Bench, model: bytes, number: sign
     thread, raised = in_background(lambda: bench.device.time([model], LONG))
     child = at_work(bench)
     os.kill(pid, number)
+    wait_for(lambda: not alive(child) and not alive(pid) and not folder.exists())
+    bench.device.close()  # else the work is begun anew
     thread.join(20)
     assert len(raised) == 1
-    wait_for(lambda: not alive(child) and not alive(pid) and not folder.exists())
 
 
-def test_a_lost_agent_is_an_error_and_the_next_request_starts_another(
-    bench: Bench, model: bytes, quick: Timing
-) -> None:
+def test_a_lost_agent_is_started_again_and_leaves_nothing(bench: Bench, model: bytes) -> None:
     folder, pid = Path(str(bench.device.hello()["folder"])), bench.pid
-    thread, raised = in_background(lambda: bench.device.time([model], LONG))
+    timing = LONG.model_copy(update={"blocks": 6, "warmup_s": 1.5})
+    thread, raised = in_background(lambda: bench.device.time([model], timing))
     child = at_work(bench)
     os.kill(pid, signal.SIGKILL)
-    thread.join(20)
-    assert len(raised) == 1 and "the agent ended" in str(raised[0])
+    thread.join(60)
+    assert not raised and bench.pid != pid
     wait_for(lambda: not alive(child))  # it watches its own stdin
-    assert bench.device.time([model], quick).latency_s.shape == (1, quick.blocks)
-    assert bench.pid != pid
-    for path in sorted(folder.rglob("*"), reverse=True):  # SIGKILL leaves no time to tidy up
-        path.unlink() if path.is_file() else path.rmdir()
-    folder.rmdir()
+    assert not folder.exists()  # SIGKILL left the agent no time to tidy up
 
 
 def test_an_agent_that_cannot_start(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Moody(NullDevice):
         if self.lives is not None and self.requests > self.lives:
             raise LostDevice("null: gone")
         if searching and self.crashes and any(hashlib.sha256(m).digest()[0] % 3 == 0 for m in models[1:]):
-            raise DeviceError("null: time failed", found="killed by SIGILL")
+            raise DeviceError("null: time failed", found="killed by SIGILL", kind="signal")
         return super().time(models, timing, energy)
 
 

@@ -243,7 +243,9 @@ def test_what_was_measured_before_the_device_was_lost_is_not_measured_again(
 def test_a_crashing_candidate_is_refused_with_its_reason_and_nothing_else(bench: MakeBench) -> None:
     def crash(models: Sequence[bytes]) -> None:
         if culprit in models:
-            raise DeviceError("rpi4@pi@10.0.0.7: time failed", found="killed by SIGILL\nlog line")
+            raise DeviceError(
+                "rpi4@pi@10.0.0.7: time failed", found="killed by SIGILL\nlog line", kind="signal"
+            )
 
     made = bench(fleet(Halving(crash), Halving(crash)))
     culprit = made.latency._changed(made.candidates[5])
@@ -255,7 +257,7 @@ def test_a_crashing_candidate_is_refused_with_its_reason_and_nothing_else(bench:
 
 def test_a_board_that_fails_with_everything_is_dropped_and_refuses_no_candidate(bench: MakeBench) -> None:
     def broken(models: Sequence[bytes]) -> None:
-        raise DeviceError("rpi4: time failed", found="killed by SIGSEGV")
+        raise DeviceError("rpi4: time failed", found="killed by SIGSEGV", kind="signal")
 
     made = bench(fleet(Halving(broken), Halving()))
     results = made.evaluate(lambda number: None)

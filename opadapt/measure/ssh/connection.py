@@ -1,7 +1,8 @@
 """A connection to one host: commands, processes and files, synchronous and safe between threads.
 
 It is made when it is first needed, kept alive, and used for everything. Once it has been there and breaks, the next
-use makes it again, with growing pauses and within ``PATIENCE_S``. Everything has a time limit. Errors:
+use makes it again, with growing pauses and within ``PATIENCE_S``; once closed, it stays closed until it is opened
+again. Everything has a time limit. Errors:
 LostDevice when the host is gone, DeviceError for anything that a second try would not change.
 """
 
@@ -12,6 +13,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeVar
@@ -21,7 +23,7 @@ import asyncssh
 from opadapt.errors import DeviceError, LostDevice
 from opadapt.measure.ssh.files import Files
 from opadapt.measure.ssh.login import log_in
-from opadapt.measure.ssh.loop import call
+from opadapt.measure.ssh.loop import awaited, begun, call
 from opadapt.measure.ssh.process import RemoteProcess, started
 
 T = TypeVar("T")
@@ -56,7 +58,8 @@ class Connection:
         self._ssh: asyncssh.SSHClientConnection | None = None
         self._files: Files | None = None
         self._was_there = False
-        self._closing = threading.Event()
+        self._closed = threading.Event()
+        self._login: Future[asyncssh.SSHClientConnection] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -90,11 +93,11 @@ class Connection:
         self.bytes_received += len(done.stdout) + len(done.stderr)
         return done
 
-    def process(self, command: Sequence[str]) -> RemoteProcess:
-        """Start a command that is talked to by lines."""
+    def process(self, command: Sequence[str], beat_s: float | None = None) -> RemoteProcess:
+        """Start a command that is talked to by lines; every ``beat_s`` seconds it is sent an empty one."""
 
         async def work(ssh: asyncssh.SSHClientConnection) -> RemoteProcess:
-            return await started(ssh, shlex.join(command), self.host, self._count)
+            return await started(ssh, shlex.join(command), self.host, self._count, beat_s)
 
         return self._use(work, self.timeout_s)
 
@@ -121,9 +124,16 @@ class Connection:
         """Rename a file; what has the new name already is replaced in one step."""
         self._file_use(lambda files: files.rename(path, to))
 
+    def open(self) -> None:
+        """Allow it to be used, again after it was closed."""
+        self._closed.clear()
+
     def close(self) -> None:
-        """End the connection; the next use makes a new one."""
-        self._closing.set()
+        """End the connection, or the attempt to make one. May be called twice."""
+        self._closed.set()
+        login = self._login
+        if login is not None:
+            login.cancel()
         with self._lock:
             self._drop()
             self._was_there = False
@@ -162,15 +172,19 @@ class Connection:
         with self._lock:
             if self._ssh is None or self._ssh.is_closed():
                 self._drop()
-                self._closing.clear()
                 self._ssh = self._back() if self._was_there else self._logged_in()
                 self._was_there = True
             return self._ssh
 
     def _logged_in(self) -> asyncssh.SSHClientConnection:
+        login = self._login = begun(log_in(self.host, self.timeout_s))
+        if self._closed.is_set():  # asked here, since ``close`` may have looked for a login just before
+            login.cancel()
         try:
-            return call(log_in(self.host, self.timeout_s), 2 * self.timeout_s + MARGIN_S)
+            return awaited(login, 2 * self.timeout_s + MARGIN_S)
         except TimeoutError:
+            if self._closed.is_set():
+                raise DeviceError(f"{self.host}: the connection was closed") from None
             raise LostDevice(f"{self.host}: does not answer", found="silence") from None
         except LostDevice as lost:
             lost.given_up = not self._was_there  # what was never reached is not worth waiting for
@@ -183,7 +197,7 @@ class Connection:
             try:
                 return self._logged_in()
             except LostDevice as lost:
-                if time.monotonic() + pause_s > deadline or self._closing.wait(pause_s):
+                if time.monotonic() + pause_s > deadline or self._closed.wait(pause_s):
                     lost.given_up = True
                     raise
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

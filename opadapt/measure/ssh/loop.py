@@ -22,7 +22,16 @@ _owner = 0  # the process that started it: a forked one has the loop, but not it
 def call(work: Coroutine[object, object, T], timeout_s: float) -> T:
     """The result of a coroutine, from any thread but the loop's own. Raises TimeoutError; the work is cancelled
     then, as it is when the waiting thread is interrupted."""
-    future = asyncio.run_coroutine_threadsafe(work, _running())
+    return awaited(begun(work), timeout_s)
+
+
+def begun(work: Coroutine[object, object, T]) -> concurrent.futures.Future[T]:
+    """A coroutine that runs; another thread may cancel it."""
+    return asyncio.run_coroutine_threadsafe(work, _running())
+
+
+def awaited(future: concurrent.futures.Future[T], timeout_s: float) -> T:
+    """The result of what was begun. Raises TimeoutError, also when it was cancelled."""
     try:
         return future.result(timeout_s)
     except concurrent.futures.CancelledError:

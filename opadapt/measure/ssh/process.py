@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TypeVar
 
 import asyncssh
@@ -27,11 +28,14 @@ class RemoteProcess:
         process: asyncssh.SSHClientProcess[bytes],
         host: str,
         count: Callable[[int, int], None],
+        beat_s: float | None,
     ) -> None:
         self._ssh, self._process, self._host, self._count = ssh, process, host, count
         self._pending = bytearray()
         self._stderr = bytearray()
-        self._watching = asyncio.ensure_future(self._watch_stderr())
+        self._tasks = [asyncio.ensure_future(self._watch_stderr())]
+        if beat_s is not None:
+            self._tasks.append(asyncio.ensure_future(self._beat(beat_s)))
 
     @property
     def connected(self) -> bool:
@@ -91,7 +95,8 @@ class RemoteProcess:
 
         async def let_go() -> None:
             self._process.close()
-            self._watching.cancel()
+            for task in self._tasks:
+                task.cancel()
 
         try:
             self._do(work(), timeout_s)
@@ -116,8 +121,20 @@ class RemoteProcess:
         except (OSError, asyncssh.Error):
             pass  # whoever waits for its output learns of it
 
+    async def _beat(self, beat_s: float) -> None:
+        """Show that somebody is there: an empty line now and then, whatever else is said."""
+        with suppress(OSError, asyncssh.Error):  # it, or the connection, has ended
+            while True:
+                await asyncio.sleep(beat_s)
+                self._process.stdin.write(b"\n")
+                self._count(1, 0)
+
 
 async def started(
-    ssh: asyncssh.SSHClientConnection, command: str, host: str, count: Callable[[int, int], None]
+    ssh: asyncssh.SSHClientConnection,
+    command: str,
+    host: str,
+    count: Callable[[int, int], None],
+    beat_s: float | None,
 ) -> RemoteProcess:
-    return RemoteProcess(ssh, await ssh.create_process(command, encoding=None), host, count)
+    return RemoteProcess(ssh, await ssh.create_process(command, encoding=None), host, count, beat_s)

@@ -4,6 +4,11 @@ Its file lies on the board under its own hash and travels only when it is not th
 behind is the agent's affair (``agent.py``): it is told a token, and an agent started later with the same token
 takes over the files of one that lost its connection. So a broken connection costs the request that was under way,
 and an upload goes on where it stopped.
+
+A host that vanishes (its lid is shut, its power or its Wi-Fi goes) closes nothing, and no server asks for it of its
+own accord. So the agent is sent a sign of life every ``BEAT_S`` seconds and takes ``SILENCE_S`` without one for the
+end of the connection: a minute later the board is free for everybody, the same user's next process included. A token
+kept in the run's folder would let that process alone take over, and nobody if the host never comes back.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from opadapt.measure.transport import AGENT, END_WAIT_S, whoami
 CACHE = ".cache/opadapt"  # below the board user's home
 VENV_PYTHON = "venv/bin/python"  # below that: what `opadapt devices check --install` sets up
 LINGER_S = 60.0  # how long an agent that has lost its host keeps the files
+BEAT_S, SILENCE_S = 10.0, 60.0
 VERIFY_S = 120.0  # to hash an upload on a slow card
 SHORT_S = 30.0
 _NOISE = 100  # lines at most that a login shell may say before the agent does
@@ -46,12 +52,14 @@ class SshTransport:
 
     def start(self) -> None:
         self._let_go()
+        self.connection.open()
         home = self._home()
         agent = self._delivered(home)
         own = f"{home}/{CACHE}/{VENV_PYTHON}"
         python = own if self.connection.exists(own) else self._python
-        options = ["--token", self.token, "--linger", f"{LINGER_S:g}", "--board-lock", "--who", whoami()]
-        self._process = self.connection.process([python, agent, *options])
+        options = ["--token", self.token, "--linger", f"{LINGER_S:g}", "--silence", f"{SILENCE_S:g}"]
+        options += ["--board-lock", "--who", whoami()]
+        self._process = self.connection.process([python, agent, *options], BEAT_S)
         self._answered = False
 
     def request(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ ever added to these files here: an unknown key is shown, and accepting it is lef
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ KINDS = (
     "rsa-sha2-256",
 )
 _SIGNED = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}  # else a key is signed with what it is called
+_NAMES = re.compile(r"^(\s*(?:@\S+\s+)?)([^\s|@#]\S*)", re.MULTILINE)  # of a line that is not hashed
 _SERVER_FILES = {"ssh-ed25519": "ed25519", "ssh-rsa": "rsa"}  # else ecdsa
 
 
@@ -54,15 +56,15 @@ class Trusted:
 def trusted(
     host: str, port: int, alias: str | None, user_files: Sequence[str], global_files: Sequence[str]
 ) -> Trusted:
-    """Everything known of a host, which may have a HostKeyAlias; files that are missing know nothing. Raises
-    DeviceError for a malformed one."""
-    host, port = (alias, SSH_PORT) if alias else (host, port)
+    """Everything known of a host, which may have a HostKeyAlias; files that are missing know nothing. Names are
+    compared in lower case. Raises DeviceError for a malformed file."""
+    host, port = (alias.lower(), SSH_PORT) if alias else (host.lower(), port)
     name = host if port == SSH_PORT else f"[{host}]:{port}"
     paths = [Path(file).expanduser() for file in (*user_files, *global_files)]
     known = asyncssh.SSHKnownHosts()
     for path in paths:
         try:
-            known.load(path.read_text(errors="replace"))
+            known.load(_NAMES.sub(_in_lower_case, path.read_text(errors="replace")))
         except OSError:
             continue
         except ValueError as error:
@@ -73,6 +75,10 @@ def trusted(
         keys, authorities, also_revoked = known.match(host, "", None)[:3]
         revoked = [*revoked, *also_revoked]
     return Trusted(name, tuple(str(path) for path in paths), keys, authorities, revoked, own)
+
+
+def _in_lower_case(names: re.Match[str]) -> str:
+    return names[1] + names[2].lower()
 
 
 def shown(key: asyncssh.SSHKey) -> str:
@@ -86,8 +92,13 @@ def refusal(label: str, login: str, known: Trusted, offered: asyncssh.SSHKey | N
     found = why if offered is None else shown(offered)
     kind = "..." if offered is None else _SERVER_FILES.get(offered.get_algorithm(), "ecdsa")
     own_key = f"`ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub` on the board itself"
-    if offered is not None and offered in known.revoked:
-        return DeviceError(f"{label}: its host key is revoked, nothing was sent", found=found)
+    if offered is None and "key is revoked" in why:  # asyncssh refuses such a key without showing it
+        return DeviceError(
+            f"{label}: its host key is revoked, nothing was sent",
+            expected="a key that is not marked @revoked in " + " or ".join(known.files),
+            found=found,
+            do="do not connect: whoever has that key may answer in its place. Give the board a new host key",
+        )
     if known.own:
         return DeviceError(
             f"{label}: THE HOST KEY HAS CHANGED: another machine answers, or somebody in between. Nothing was sent",

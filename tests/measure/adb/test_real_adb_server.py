@@ -79,7 +79,7 @@ def test_with_the_real_adb_server(
             there.get("/no/such/file")
     assert not session.exists()
     monkeypatch.setattr(connection_module, "BACK_S", 0.3)
-    opened.hello()
+    opened.__enter__()
     plugged.unplug()
     with pytest.raises(LostDevice, match=f"phone {plugged.serial} is gone"):
         opened.conditions()

@@ -1,0 +1,31 @@
+"""A time limit that was too short may be raised: what was recorded under it stays valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from opadapt.experiment import Experiment
+from opadapt.measure.timing import Timing
+from opadapt.model.graph import Model, Source
+from opadapt.steps.context import _fingerprint
+
+
+def fingerprint(**settings: Any) -> str:
+    experiment = Experiment(model=Path("net.onnx"), **settings)
+    return _fingerprint(experiment, Model(onnx.ModelProto(), Source(None, 17, 8)), None)
+
+
+@pytest.mark.parametrize("name", ["timing", "quick_timing"])
+def test_a_run_may_be_resumed_with_a_longer_limit(name: str) -> None:
+    first, longer, other = ({name: Timing(**more)} for more in ({}, {"timeout_s": 7200.0}, {"blocks": 30}))
+    assert fingerprint(**longer) == fingerprint(**first) != fingerprint(**other)
+
+
+def test_keys_do_not_depend_on_the_limit_and_stay_as_they_were_recorded() -> None:
+    assert Timing(timeout_s=7200.0).key() == Timing().key()
+    assert Timing(blocks=30, seed=3).key() == Timing(blocks=30, seed=3).model_dump()
+    assert Timing(blocks=30).key() != Timing().key()
