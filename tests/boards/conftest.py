@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +51,21 @@ def board(sshd: Sshd) -> Iterator[MakeDevice]:
     for device in made:
         device.close()
     sshd.wait_until_clean()
+
+
+@pytest.fixture
+def small_disk(sshd: Sshd) -> Iterator[Path]:
+    """The board's cache on a file system of 3 MB."""
+    if os.getuid() != 0:
+        pytest.skip("only root mounts a small file system")
+    sshd.cache.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "opadapt-test", str(sshd.cache)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("this container may not mount")
+    yield sshd.cache
+    subprocess.run(["umount", str(sshd.cache)], check=True)
 
 
 @pytest.fixture(scope="session")
