@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,8 +39,12 @@ def wire(sshd: Sshd) -> Iterator[Wire]:
 
 
 @pytest.fixture
-def board(sshd: Sshd) -> Iterator[MakeDevice]:
+def board(sshd: Sshd, request: pytest.FixtureRequest) -> Iterator[MakeDevice]:
     """Makes devices on the board; they are closed in the end, and then nothing may be left there."""
+    if (
+        "wire" in request.fixturenames
+    ):  # it has to outlive them: an agent that hears no goodbye lingers for a minute
+        request.getfixturevalue("wire")
     made: list[AgentDevice] = []
 
     def make() -> AgentDevice:
@@ -49,6 +55,21 @@ def board(sshd: Sshd) -> Iterator[MakeDevice]:
     for device in made:
         device.close()
     sshd.wait_until_clean()
+
+
+@pytest.fixture
+def small_disk(sshd: Sshd) -> Iterator[Path]:
+    """The board's cache on a file system of 3 MB."""
+    if os.getuid() != 0:
+        pytest.skip("only root mounts a small file system")
+    sshd.cache.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "opadapt-test", str(sshd.cache)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("this container may not mount")
+    yield sshd.cache
+    subprocess.run(["umount", str(sshd.cache)], check=True)
 
 
 @pytest.fixture(scope="session")

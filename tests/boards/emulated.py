@@ -1,7 +1,8 @@
 """The boards of ``scripts/emulated_board``, shared by the test processes: each is used by one test at a time.
 
-``OPADAPT_TEST_BOARD`` names the home folder whose ``.ssh/config`` has them, as the script prints it (`home`). Their
-aliases tell what they are: ``emulated-PORT`` has numpy and onnxruntime, ``bare-PORT`` has neither.
+``OPADAPT_TEST_BOARD`` names the home folder whose ``.ssh/config`` has them, as the script prints it (`home`), and
+``OPADAPT_TEST_PORTS`` the ports of those that are the tests': there may be others. Their aliases tell what they are:
+``emulated-PORT`` has numpy and onnxruntime, ``bare-PORT`` has neither.
 """
 
 from __future__ import annotations
@@ -39,8 +40,25 @@ def home() -> Path:
 
 
 def aliases(kind: str) -> list[str]:
+    """The boards of that kind that are the tests', dead ones, too."""
+    ports = os.environ.get("OPADAPT_TEST_PORTS", "").split()
+    if not ports:
+        pytest.fail(
+            "OPADAPT_TEST_BOARD is set, and OPADAPT_TEST_PORTS does not say which of its boards to use"
+        )
     text = (home() / ".ssh" / "config").read_text()
-    return re.findall(rf"^Host ({kind}-\d+)$", text, flags=re.MULTILINE)
+    known = {port_of(alias): alias for alias in re.findall(r"^Host (\w+-\d+)$", text, flags=re.MULTILINE)}
+    if missing := [port for port in ports if port not in known]:
+        pytest.fail(f"no boards on ports {' '.join(missing)} (scripts/emulated_board start PORT)")
+    return [known[port] for port in ports if known[port] == f"{kind}-{port}"]
+
+
+def port_of(alias: str) -> str:
+    return alias.rpartition("-")[2]
+
+
+def alive(alias: str) -> bool:
+    return _script("pid", port_of(alias), check=False).returncode == 0
 
 
 @contextmanager
@@ -48,7 +66,7 @@ def taken(count: int = 1, kind: str = "emulated") -> Iterator[list[str]]:
     """So many boards for oneself, by their aliases, and the home folder that leads to them as HOME."""
     found = aliases(kind)
     if len(found) < count:
-        pytest.skip(f"{len(found)} of {count} boards '{kind}' run (scripts/emulated_board start PORT)")
+        pytest.skip(f"{len(found)} of {count} boards '{kind}' are the tests' (OPADAPT_TEST_PORTS)")
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home()))
         patch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -56,21 +74,25 @@ def taken(count: int = 1, kind: str = "emulated") -> Iterator[list[str]]:
 
 
 def _locked(stack: ExitStack, names: list[str], count: int) -> list[str]:
-    """Locks on that many. All or none, so that two tests cannot wait for each other."""
+    """Locks on that many that live. All or none, so that two tests cannot wait for each other. Only under its lock a
+    board is looked at: who has it may have ended it for a while."""
     end = time.monotonic() + WAIT_S
     while True:
         with ExitStack() as tried:
             mine: list[str] = []
+            dead: list[str] = []
             for name in names:
                 lock = FileLock(home() / f"{name}.lock")
                 try:
                     tried.enter_context(lock.acquire(timeout=0))
                 except Timeout:
                     continue
-                mine.append(name)
+                (mine if alive(name) else dead).append(name)
                 if len(mine) == count:
                     stack.enter_context(tried.pop_all())
                     return mine
+        if len(names) - len(dead) < count:
+            pytest.fail(f"{count} boards are needed, and of {', '.join(names)} are dead: {', '.join(dead)}")
         assert time.monotonic() < end, f"no {count} boards became free within {WAIT_S:g} s"
         time.sleep(0.1)
 
@@ -93,18 +115,16 @@ def leftovers(alias: str) -> list[str]:
 
 def kill(alias: str) -> None:
     """The board is gone, as if its plug was pulled."""
-    port = alias.rpartition("-")[2]
-    pid = int(_script("pid", port).stdout)
-    os.kill(pid, 9)
+    os.kill(int(_script("pid", port_of(alias)).stdout), 9)
 
 
 def revive(alias: str) -> None:
     """The board starts again, with the files it had."""
-    _script("start", alias.rpartition("-")[2])
+    _script("start", port_of(alias))
 
 
-def _script(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _script(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OPADAPT_BOARD": str(home().parent)}
     return subprocess.run(
-        [SCRIPT, *arguments], env=environment, capture_output=True, text=True, check=True, timeout=300
+        [SCRIPT, *arguments], env=environment, capture_output=True, text=True, check=check, timeout=300
     )

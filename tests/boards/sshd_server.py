@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,20 @@ def make_key(path: Path) -> str:
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path.with_suffix(".pub").read_text().strip()
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[Callable[[], None]]:
+    """No room on the disk of a folder, and what takes again what has become free since; by a file without a name."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+
+        def fill() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"\0" * 4096)
+
+        fill()
+        yield fill
 
 
 @contextlib.contextmanager
@@ -172,6 +187,15 @@ class Sshd:
         for pid in ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def replace_host_key(self) -> str:
+        """Begin anew with another host key, as a board does whose system was written anew; its line, which nobody
+        knows yet."""
+        self.stop()
+        (self.folder / "host_key").unlink()
+        self.host_key = make_key(self.folder / "host_key")
+        self.start()
+        return self.host_key
 
     def agents(self) -> list[int]:
         """Process ids of agents and their children on this board."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from boards.emulated import SHORTEST, TYPE, kill, leftovers, on_board, revive, taken
-from story.tiny import SIZE, write_experiment, write_model
+from boards.emulated import SHORTEST, TYPE, home, kill, leftovers, on_board, revive, taken
+from story.tiny import SIZE, rewrite_for, write_experiment, write_model
 from typer.testing import CliRunner
 
 from opadapt.cli import app
@@ -31,7 +31,6 @@ from opadapt.resources import shipped
 pytestmark = pytest.mark.slow
 
 TIMING = "{blocks: 6, min_block_s: 0.001, min_runs: 2, warmup_s: 0.0, profile_s: 0.001}"
-SHORTER = {"population: 6": "population: 4", "finalists: 3": "finalists: 2", "epochs: 3": "epochs: 1"}
 
 
 @pytest.fixture
@@ -43,6 +42,11 @@ def board() -> Iterator[str]:
 
 def opadapt(*arguments: str | Path) -> Any:
     return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def images() -> dict[str, np.ndarray[Any, Any]]:
+    """Three for the tiny model."""
+    return {"input": np.random.default_rng(0).standard_normal((3, 1, SIZE, SIZE)).astype(np.float32)}
 
 
 def same(model: bytes, device: AgentDevice, feeds: dict[str, np.ndarray[Any, Any]]) -> None:
@@ -107,21 +111,27 @@ def test_profile(board: str, tmp_path: Path) -> None:
 def test_run(board: str, tmp_path: Path) -> None:
     """Measured on the board, trained here; what comes out computes there what it computes here."""
     path = write_experiment(tmp_path)
-    text = path.read_text().replace('device: "null"', f'device: "{TYPE}@{board}"')
-    for longer, shorter in SHORTER.items():
-        assert longer in text
-        text = text.replace(longer, shorter)
-    path.write_text(f"{text}timing: {TIMING}\nquick_timing: {TIMING}\n")
+    rewrite_for(f"{TYPE}@{board}", TIMING, path)
     result = opadapt("run", "-c", path)
     assert result.exit_code == 0, result.output
     report = read_json(tmp_path / "runs" / "story" / "report.json")
     assert report.device.conditions["machine"] == "aarch64"
     assert report.front, "no candidate was measured"
-    feeds = {"input": np.random.default_rng(0).standard_normal((3, 1, SIZE, SIZE)).astype(np.float32)}
     with open_device(f"{TYPE}@{board}") as device:
         for name in ("original.onnx", "adapted.onnx"):
-            same((tmp_path / "runs" / "story" / name).read_bytes(), device, feeds)
+            same((tmp_path / "runs" / "story" / name).read_bytes(), device, images())
     assert leftovers(board) == []
+
+
+def test_replacements_compute_there_what_they_compute_here(tmp_path: Path) -> None:
+    """Of a run on the null device: an emulator's latencies need not show a gain that is worth a replacement."""
+    home()
+    result = opadapt("run", "-c", write_experiment(tmp_path))
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "runs" / "story"
+    assert read_json(folder / "report.json").replacements
+    with taken() as (alias,), open_device(f"{TYPE}@{alias}") as device:
+        same((folder / "adapted.onnx").read_bytes(), device, images())
 
 
 def test_a_board_that_dies_is_dropped_and_its_work_goes_to_the_other(tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from boards.conftest import MakeDevice, MakeModel
-from boards.sshd_server import ALIAS, Sshd, Wire, descendants, make_key, wait_for
+from boards.sshd_server import ALIAS, Sshd, Wire, descendants, filled, wait_for
 
 from opadapt.errors import DeviceError, FullDisk, LostDevice
 from opadapt.measure.agent_device import AgentDevice
@@ -32,8 +31,10 @@ ENDLESS = LONG.model_copy(update={"warmup_s": 3600.0, "timeout_s": 3600.0})
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent that nobody comes back to goes after two seconds instead of a minute."""
+    """An agent that nobody comes back to goes after two seconds instead of a minute, and a connection is tried again
+    for one second instead of sixty."""
     monkeypatch.setattr(transport_module, "LINGER_S", 2.0)
+    monkeypatch.setattr(connection_module, "PATIENCE_S", 1.0)
 
 
 class Work:
@@ -146,16 +147,10 @@ def test_a_measurement_goes_on_after_a_break(
     wait_for(lambda: not alive(child) and not alive(agent), "the old agent's end")
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_break_for_good_stops_with_an_error_and_the_board_tidies_up(
-    board: MakeDevice,
-    sshd: Sshd,
-    wire: Wire,
-    make_model: MakeModel,
-    quick: Timing,
-    monkeypatch: pytest.MonkeyPatch,
-    hasty: None,
+    board: MakeDevice, sshd: Sshd, wire: Wire, make_model: MakeModel, quick: Timing
 ) -> None:
-    monkeypatch.setattr(connection_module, "PATIENCE_S", 1.0)
     device, model = board(), make_model()
     work = Work(device, model, ENDLESS)
     at_work(device, work)
@@ -170,11 +165,7 @@ def test_a_break_for_good_stops_with_an_error_and_the_board_tidies_up(
 
 
 def test_the_files_wait_for_a_connection_that_comes_back_late(
-    board: MakeDevice,
-    sshd: Sshd,
-    wire: Wire,
-    make_model: MakeModel,
-    quick: Timing,
+    board: MakeDevice, sshd: Sshd, wire: Wire, make_model: MakeModel, quick: Timing
 ) -> None:
     device, base = board(), make_model(1_000_000)
     device.time([base], quick)
@@ -200,16 +191,14 @@ def test_a_restarted_server_is_found_again(
     assert work.done().latency_s.shape == (1, LONG.blocks)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_board_that_was_replaced_meanwhile_is_refused(
-    board: MakeDevice, sshd: Sshd, make_model: MakeModel, hasty: None
+    board: MakeDevice, sshd: Sshd, make_model: MakeModel
 ) -> None:
     device, model = board(), make_model()
     work = Work(device, model, ENDLESS)
     at_work(device, work)
-    sshd.stop()
-    (sshd.folder / "host_key").unlink()
-    make_key(sshd.folder / "host_key")
-    sshd.start()
+    sshd.replace_host_key()
     with pytest.raises(DeviceError, match="HOST KEY HAS CHANGED") as error:
         work.done()
     assert not isinstance(error.value, LostDevice)
@@ -409,21 +398,6 @@ def test_a_harmed_agent_is_replaced(board: MakeDevice, sshd: Sshd) -> None:
     assert agent.read_bytes() == content
 
 
-@pytest.fixture
-def small_disk(sshd: Sshd) -> Iterator[Path]:
-    """The board's cache on a file system of 3 MB."""
-    if os.getuid() != 0:
-        pytest.skip("only root mounts a small file system")
-    sshd.cache.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "opadapt-test", str(sshd.cache)], check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("this container may not mount")
-    yield sshd.cache
-    subprocess.run(["umount", str(sshd.cache)], check=True)
-
-
 @pytest.mark.parametrize(
     "size", [4_000_000, 6_000_000]
 )  # of 4 MB less is missing than the broken file gave free
@@ -453,13 +427,8 @@ def test_a_disk_that_fills_while_profiling_is_named(
 
 
 def test_a_disk_too_full_for_the_agent_is_named(small_disk: Path, board: MakeDevice) -> None:
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(b"\0" * 4096)
-    with pytest.raises(FullDisk, match="no space left"):
+    with filled(small_disk), pytest.raises(FullDisk, match="no space left"):
         board().hello()
-    filler.unlink()
 
 
 # --- several hosts
@@ -482,11 +451,7 @@ def test_two_hosts_do_not_measure_on_one_board(
 
 
 def test_a_lost_host_gives_the_board_up_at_once(
-    board: MakeDevice,
-    sshd: Sshd,
-    wire: Wire,
-    make_model: MakeModel,
-    quick: Timing,
+    board: MakeDevice, sshd: Sshd, wire: Wire, make_model: MakeModel, quick: Timing
 ) -> None:
     first, second, model = board(), board(), make_model()
     lingering = pid_of(first)

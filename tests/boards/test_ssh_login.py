@@ -84,10 +84,7 @@ def test_an_unknown_host_key_is_shown_and_not_accepted(sshd: Sshd) -> None:
 
 def test_a_changed_host_key_is_refused_loudly(sshd: Sshd, tmp_path: Path) -> None:
     old = fingerprint(sshd.folder / "host_key.pub")
-    sshd.stop()
-    (sshd.folder / "host_key").unlink()
-    make_key(sshd.folder / "host_key")
-    sshd.start()
+    sshd.replace_host_key()
     before = (sshd.client / ".ssh/known_hosts").read_bytes()
     error = refused()
     assert not isinstance(error, LostDevice)

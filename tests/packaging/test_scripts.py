@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["scripts/quickstart", "scripts/test", "scripts/check", "scripts/emulated_board", ".ci/run"]
+COMMANDS = [f"scripts/{name}" for name in ("install", "quickstart", "test", "check", "emulated_board")] + [
+    ".ci/run"
+]
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "scripts/_env.sh", ".ci/boards.sh"])
@@ -68,34 +70,32 @@ def test_a_ready_environment_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 1 and "called" in done.stderr
 
 
-def test_ci_goes_on_without_emulated_boards_where_there_can_be_none(tmp_path: Path) -> None:
-    """Here for want of root: the reason is told, the tests are told nothing of boards, and nothing is built."""
-    (tmp_path / "id").write_text("#!/bin/sh\n[ $1 = -u ] && echo 1000 || echo somebody\n")
-    (tmp_path / "id").chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "OPADAPT_BOARD": f"{tmp_path}/board",
-    }
-    environment.pop("OPADAPT_TEST_BOARD", None)
-    text = (
-        'set -euo pipefail; source .ci/boards.sh; begin_boards; start_boards; echo "<${OPADAPT_TEST_BOARD-}>"'
-    )
-    done = subprocess.run(["bash", "-c", text], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (
-        "no emulated board here: it needs root (mounts and chroot), and this is user somebody" in done.stdout
-    )
-    assert done.stdout.endswith("its tests are skipped\n<>\n")
-    assert not (tmp_path / "board").exists()
+def test_the_static_checks_are_left_out_only_where_they_have_just_been_done(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    for tool in ("python", "lint-imports"):
+        (venv / "bin" / tool).write_text(f'#!/usr/bin/env bash\necho {tool} "$@"\n')
+        (venv / "bin" / tool).chmod(0o755)
+    environment = {**os.environ, "OPADAPT_VENV": str(venv)}
+    fingerprint = f"source {ROOT}/scripts/_env.sh; _fingerprint"
+    stamp = subprocess.run(["bash", "-c", fingerprint], env=environment, capture_output=True, text=True)
+    (venv / ".opadapt-dev").write_text(stamp.stdout)
+
+    def test(**checked: str) -> list[str]:
+        command = ["bash", str(ROOT / "scripts" / "test"), "tests/ir"]
+        done = subprocess.run(command, env=environment | checked, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    whole = test(OPADAPT_CHECKED="")
+    assert {"python -m ruff check .", "python -m mypy", "lint-imports"} <= {line.strip() for line in whole}
+    assert whole[-1].startswith("python -m pytest ") and whole[-1].endswith(" tests/ir")
+    assert test(OPADAPT_CHECKED="/another/checkout") == whole
+    assert test(OPADAPT_CHECKED=str(ROOT)) == whole[-1:]
 
 
-def test_ci_fails_where_an_emulated_board_could_be_but_is_not(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "emulated_board").write_text('[ "$1" = packages ] || { echo broken; exit 1; }\n')
-    text = f"set -euo pipefail; source {ROOT}/.ci/boards.sh; begin_boards; start_boards; echo went on"
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
-    (tmp_path / "id").chmod(0o755)
-    done = subprocess.run(["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "broken" in done.stdout and "went on" not in done.stdout
+def test_ci_leaves_the_static_checks_out_of_the_tests_only_after_doing_them() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    (marked,) = [number for number, line in enumerate(lines) if "OPADAPT_CHECKED" in line]
+    assert lines[marked - 1] == "bash scripts/check" and lines[marked].startswith(
+        'export OPADAPT_CHECKED="$PWD"'
+    )

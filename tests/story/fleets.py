@@ -1,4 +1,4 @@
-"""Null devices with a will of their own, for the tests of fleets, and what a run wrote into its journal."""
+"""Null devices with a will of their own, for the tests of fleets, and what a run decided and recorded."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from opadapt.measure.facts import load_facts
 from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.null import NullDevice
 from opadapt.measure.timing import MIN_BLOCKS, BlockTimes, Timing
+from opadapt.report.data import Report
 
 WAIT_S = 300.0  # for another thread
 
@@ -46,6 +47,27 @@ class Moody(NullDevice):
 
 def fleet(*boards: NullDevice) -> FleetDevice:
     return FleetDevice(load_facts("null"), "abcdefgh"[: len(boards)], boards)
+
+
+def choices(report: Report) -> tuple[object, ...]:
+    """What a run decided and measured, without clocks, dates and boards."""
+    return (
+        report.latency,
+        report.accuracy,
+        report.replacements,
+        report.front,
+        report.attempts,
+        report.refusals,
+        report.training,
+    )
+
+
+def begun_again(folder: Path) -> int:
+    """How many trials of a run were begun after they had been finished."""
+    with contextlib.closing(sqlite3.connect(folder / "journal.sqlite")) as db:
+        ask = "SELECT COUNT(*) FROM attempt JOIN trial USING (stage, key) WHERE started_at > finished_at"
+        (count,) = db.execute(ask).fetchone()
+    return int(count)
 
 
 def rows(folder: Path, without: Sequence[str] = ("board",)) -> dict[str, list[tuple[str, str]]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fleets import Moody, fleet, rows
+from fleets import Moody, choices, fleet, rows
 from tiny import write_experiment
 
 from opadapt.adapt import adapt
@@ -18,8 +18,6 @@ from opadapt.experiment import create_run, load_experiment, open_run
 from opadapt.measure.device import Device
 from opadapt.report.data import Report
 from opadapt.report.progress import Silent
-
-Choices = tuple[object, ...]
 
 
 @pytest.fixture
@@ -34,19 +32,6 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Device], Report]:
         return adapt(experiment, folder, Silent())
 
     return run
-
-
-def choices(report: Report) -> Choices:
-    """What a run decided and measured, without clocks and boards."""
-    return (
-        report.latency,
-        report.accuracy,
-        report.replacements,
-        report.front,
-        report.attempts,
-        report.refusals,
-        report.training,
-    )
 
 
 def recorded(folder: Path) -> dict[str, list[tuple[str, object]]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from fleets import begun_again, choices
 from tiny import SIZE, write_experiment, write_model
 
 from opadapt.adapt import adapt
@@ -29,19 +28,6 @@ from opadapt.report.progress import Silent
 def run(path: Path) -> tuple[Report, Path]:
     experiment, folder = create_run(load_experiment(path))
     return adapt(experiment, folder, Silent()), folder
-
-
-def choices(report: Report) -> tuple[object, ...]:
-    """What a run decided and measured, without clocks and dates."""
-    return (
-        report.latency,
-        report.accuracy,
-        report.replacements,
-        report.front,
-        report.attempts,
-        report.refusals,
-        report.training,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +127,7 @@ def test_killed_five_times_and_resumed(story: tuple[Report, Path], tmp_path: Pat
     report = read_json(folder / "report.json")
     assert report.verdict.adapted
     assert choices(report) == choices(story[0])
-    with contextlib.closing(sqlite3.connect(folder / "journal.sqlite")) as db:
-        (again,) = db.execute(
-            "SELECT COUNT(*) FROM attempt JOIN trial USING (stage, key) WHERE started_at > finished_at"
-        ).fetchone()
-    assert again == 0
+    assert begun_again(folder) == 0
     # in flight at a kill: at most the four tasks handed to the worker, and two requests of four to the device
     begun = sum(b for _, b, _ in Journal(folder).counts().values())
     assert begun - finished_before <= 5 * 12

@@ -89,6 +89,15 @@ finetune: {{epochs: 3, batch: 32, precision: float32, layout: contiguous, thread
 """
 
 
+SHORTER = {
+    "search:": "search:\n  space: quick",
+    "population: 6": "population: 4",
+    "generations: 1": "generations: 0",
+    "finalists: 3": "finalists: 1",
+    "epochs: 3": "epochs: 1",
+}
+
+
 def write_experiment(
     folder: Path, target: str = "1.3x", points: float = 40.0, workers: int = 1, runs: str = "runs"
 ) -> Path:
@@ -105,3 +114,12 @@ def write_experiment(
     )
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def rewrite_for(device: str, timing: str, path: Path) -> None:
+    """Let an experiment be run on that device, with as little work as there may be and these settings of timing."""
+    text = path.read_text()
+    for longer, shorter in {'device: "null"': f'device: "{device}"', **SHORTER}.items():
+        assert longer in text
+        text = text.replace(longer, shorter)
+    path.write_text(f"{text}timing: {timing}\nquick_timing: {timing}\n")
