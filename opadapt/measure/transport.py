@@ -143,10 +143,11 @@ def _files(path: str, done: str, size: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise FullDisk(
-                "a file for the agent cannot be written",
+                "no space left: a file for the agent cannot be written",
                 expected=f"{size} bytes for {path}",
                 found=str(error.strerror),
                 do="make room there, or set TMPDIR",
+                kind="space",
             ) from error
         raise LostDevice(f"'{path}' cannot be {done}", found=str(error)) from error
 

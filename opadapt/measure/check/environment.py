@@ -15,7 +15,7 @@ from opadapt.measure.agent import BoardLock, lock_place
 
 LOCKED = rf"""
 from __future__ import annotations
-import contextlib, fcntl, hashlib, json, os, shutil, subprocess, sys, time, venv, zipfile
+import contextlib, errno, fcntl, hashlib, json, os, shutil, stat, subprocess, sys, time, venv, zipfile
 from pathlib import Path
 cache, hashes = sys.argv[1], sys.argv[4:]
 os.makedirs(cache, exist_ok=True)
