@@ -286,7 +286,7 @@ def test_the_pauses_before_another_try_grow_up_to_ten_seconds(monkeypatch: pytes
 
     monkeypatch.setattr(Connection, "_logged_in", gone)
     monkeypatch.setattr(connection_module, "time", SimpleNamespace(monotonic=lambda: sum(pauses)))
-    monkeypatch.setattr(connection._closing, "wait", pauses.append)
+    monkeypatch.setattr(connection._closed, "wait", pauses.append)
     with pytest.raises(LostDevice) as lost:
         connection.run(["true"], timeout_s=20)
     assert lost.value.given_up
