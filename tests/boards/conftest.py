@@ -41,7 +41,9 @@ def wire(sshd: Sshd) -> Iterator[Wire]:
 @pytest.fixture
 def board(sshd: Sshd, request: pytest.FixtureRequest) -> Iterator[MakeDevice]:
     """Makes devices on the board; they are closed in the end, and then nothing may be left there."""
-    if "wire" in request.fixturenames:  # it has to outlive them: an agent that hears no goodbye lingers for a minute
+    if (
+        "wire" in request.fixturenames
+    ):  # it has to outlive them: an agent that hears no goodbye lingers for a minute
         request.getfixturevalue("wire")
     made: list[AgentDevice] = []
 
