@@ -163,7 +163,7 @@ def _check_usable(experiment: Experiment, original: Model, dataset: Dataset) -> 
         metric(outputs, metric.target(few.labels, outputs))
 
 
-def _settings(experiment: Experiment) -> dict[str, object]:
+def settings_of(experiment: Experiment) -> dict[str, object]:
     """What a run's recorded results stand for, beside the model and the data. Not the folder, the paths and the
     hosts: those may move; nor the number of workers, which changes no result, nor the time limits of measurements,
     which may be raised when one was too short."""
@@ -215,7 +215,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         open_device(experiment.device, experiment.timing.threads or 1, experiment.host) as device,
     ):
         contents = _contents(original, dataset)
-        journal.fix("experiment", content_key(_settings(experiment), contents))
+        journal.fix("experiment", content_key(settings_of(experiment), contents))
         journal.fix("search space", space.digest)
         assert original.source.original is not None
         write_atomic(folder / "original.onnx", original.source.original.SerializeToString())

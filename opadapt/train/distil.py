@@ -20,6 +20,7 @@ from opadapt.errors import DataError, Refused
 from opadapt.model.validate import first_line
 from opadapt.torchgraph import build, parameter_names, write_back
 from opadapt.train.memory import out_of_memory, ran_out
+from opadapt.train.speed import settings_put_back
 from opadapt.train.statistics import estimate_statistics
 
 _TINY = 1e-12
@@ -67,6 +68,7 @@ def _refusing() -> Iterator[None]:
         raise Refused("distil", f"torch: {first_line(error)}") from error
 
 
+@settings_put_back()
 @_refusing()
 def distil(
     student: onnx.ModelProto,
@@ -79,10 +81,9 @@ def distil(
     """Train ``student`` (a standalone region, batch free) so that ``inputs`` give ``target``.
 
     ``inputs`` are [samples, ...] in graph order and ``target`` is [samples, channels, ...]; memory maps are
-    read batch by batch. The better of the start and the end is returned. Sets torch's thread count of the
-    process. Raises Refused("torch", ...) for an operator that cannot be trained, Refused("distil", ...) where
-    the error is not finite or torch does not run the region, DataError for activations that do not go together,
-    RunError where memory runs out.
+    read batch by batch. The better of the start and the end is returned. Raises Refused("torch", ...) for an
+    operator that cannot be trained, Refused("distil", ...) where the error is not finite or torch does not run
+    the region, DataError for activations that do not go together, RunError where memory runs out.
     """
     counts = {len(x) for x in inputs} | {len(target)}
     if len(counts) != 1 or len(target) < 2:

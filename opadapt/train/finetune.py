@@ -15,11 +15,13 @@ from opadapt.train.finetune_config import EpochRecord, FinetuneConfig, FinetuneP
 from opadapt.train.interrupt import deferred_interrupt
 from opadapt.train.metrics import Metric, MetricConfig, make_metric
 from opadapt.train.signature import free_batch, inputs_of
+from opadapt.train.speed import settings_put_back
 from opadapt.train.trainer import Trainer
 
 __all__ = ["EpochRecord", "FinetuneConfig", "FinetuneProgress", "FinetuneResult", "finetune"]
 
 
+@settings_put_back()
 def finetune(
     student: onnx.ModelProto,
     teacher: onnx.ModelProto,

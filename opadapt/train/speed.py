@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +15,18 @@ from torch import nn
 Precision = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "channels_last", "contiguous"]
 LEAST_PART = 16  # samples of a replica: fewer are no fair sample for the statistics of a normalisation
+
+
+@contextmanager
+def settings_put_back() -> Iterator[None]:
+    """Training sets torch's threads and switches denormals off for the thread that it runs in; afterwards both are as
+    numpy and everybody else expect them."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
 
 
 @dataclass(frozen=True)

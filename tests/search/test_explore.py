@@ -56,7 +56,7 @@ def context() -> Any:
         progress=SimpleNamespace(advance=ignore, note=ignore, stage=ignore),
         space=load_space("quick"),
         rng=lambda *args: np.random.default_rng(0),
-        stop=lambda *args: False,
+        stop_search=lambda *args: False,
         journal=SimpleNamespace(once=ignore),
     )
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import pytest
 
 from opadapt.experiment import Experiment
-from opadapt.model.graph import Model, Source
-from opadapt.steps.context import _fingerprint
+from opadapt.journal import content_key
+from opadapt.steps.context import settings_of
 
 
 def fingerprint(device: str, host: str | None = None) -> str:
     experiment = Experiment(model=Path("net.onnx"), device=device, host=host)
-    return _fingerprint(experiment, Model(onnx.ModelProto(), Source(None, 17, 8)), None)
+    return content_key(settings_of(experiment))
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 
 from opadapt.experiment import Experiment
+from opadapt.journal import content_key
 from opadapt.measure.timing import Timing
-from opadapt.model.graph import Model, Source
-from opadapt.steps.context import _fingerprint
+from opadapt.steps.context import settings_of
 
 
 def fingerprint(**settings: Any) -> str:
     experiment = Experiment(model=Path("net.onnx"), **settings)
-    return _fingerprint(experiment, Model(onnx.ModelProto(), Source(None, 17, 8)), None)
+    return content_key(settings_of(experiment))
 
 
 @pytest.mark.parametrize("name", ["timing", "quick_timing"])

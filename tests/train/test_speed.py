@@ -184,3 +184,11 @@ def test_fine_tuning_computes_in_the_precision_asked_for(tmp_path, precision, in
     assert (torch.bfloat16 in seen) is inside
     assert result.metric < result.history[0].metric  # deviation: it learned
     assert all(i.data_type == 1 for i in result.proto.graph.initializer)  # the weights stay float32
+
+
+def test_training_leaves_torch_as_it_was(tmp_path) -> None:
+    torch.set_num_threads(2)
+    config = FinetuneConfig(epochs=1, batch=32, threads=1)
+    finetune(classifier(1), classifier(0), image_dataset(100, None), config, tmp_path)
+    assert torch.get_num_threads() == 2
+    assert float(torch.tensor(1e-40) * 1) > 0  # a denormal
