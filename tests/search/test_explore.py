@@ -80,7 +80,7 @@ def test_refusals_before_and_in_the_evaluation_are_counted_together(
     ranked = step.Ranked(group, ORIGINAL_S, 0, 1.0)
     profile: Any = SimpleNamespace(wall=SimpleNamespace(value=ORIGINAL_S))
     activations: Any = SimpleNamespace(folder=tmp_path)
-    model: Any = None
+    model: Any = SimpleNamespace(digest="model")
     found = step.explore(context(), model, profile, ranked, activations)
     assert not found.archive
     assert found.refusals["latency", "no faster than the original"] > 0
