@@ -270,7 +270,12 @@ def _check(experiment: Experiment) -> None:
     data = experiment.data
     for place in () if data is None else (data.path, data.x, data.y):
         if place is not None and not is_entry_point(place) and not Path(place).exists():
-            raise DataError(f"no data at {place}", expected="an existing file or folder", found="nothing")
+            raise DataError(
+                f"no data at {place}",
+                expected="an existing file or folder",
+                found="nothing",
+                do="correct --data, or data.path in the experiment file",
+            )
 
 
 def _adapt(experiment: Experiment, folder: Path, new: bool = False) -> None:

@@ -294,5 +294,6 @@ def open_run(folder: Path) -> Experiment:
             f"{folder} is no run folder",
             expected=f"a folder with {EXPERIMENT_FILE}",
             found="a folder without" if folder.is_dir() else "nothing" if not folder.exists() else "a file",
+            do="name a folder under runs/, as `opadapt run` prints it",
         )
     return load_experiment(folder / EXPERIMENT_FILE)
