@@ -17,10 +17,10 @@ from opadapt.steps.baseline import measure
 from opadapt.steps.conclude import conclude
 from opadapt.steps.context import open_context
 from opadapt.steps.exact import exact
-from opadapt.steps.explore import explore_groups, rank_groups
+from opadapt.steps.explore import rank_groups
 from opadapt.steps.harm import Harm
 from opadapt.steps.history import History
-from opadapt.steps.offer import offers
+from opadapt.steps.searching import search_groups
 
 
 def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
@@ -48,10 +48,9 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
             ranked = rank_groups(context, model, profile)
             tag = f"round{number}-{model.digest[:8]}"
             activations = record(context, dataset, model, [r.group for r in ranked], tag)
-            # programs for each of them, cheapest check first
-            explored = explore_groups(context, model, profile, ranked, activations)
             harm = Harm(context, dataset, model)
-            offered = offers(context, explored, activations, harm)
+            # programs for each of them, cheapest check first
+            explored, offered = search_groups(context, model, profile, ranked, activations, harm)
             # one program per region jointly, the whole model fine-tuned, accepted only within tolerance
             assembled = assemble(context, dataset, model, profile.wall.value, offered, aim, number)
             history.add(explored, assembled)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -32,6 +32,9 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something worth keeping on the screen: always shown."""
 
+    def part(self) -> AbstractContextManager[Progress]:
+        """Stages of their own for work that goes on beside other work."""
+
 
 class Silent:
     """Shows nothing: for tests and for use as a library."""
@@ -41,6 +44,9 @@ class Silent:
     def advance(self, done: int, detail: str = "") -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def part(self) -> AbstractContextManager[Progress]:
+        return nullcontext(self)
 
 
 @dataclass
@@ -115,44 +121,26 @@ class PlainProgress:
     def note(self, text: str) -> None:
         self._line(text)
 
+    def part(self) -> AbstractContextManager[Progress]:
+        return nullcontext(PlainProgress(self._write, self._interval_s, self._clock, self._stamp))
+
     def _line(self, text: str) -> None:
         self._write(f"{self._stamp()} {printable(' '.join(text.split()))}")
 
 
-class LiveProgress(AbstractContextManager["LiveProgress"]):
-    """A rich live display: a line per finished stage, a bar for the current one with the time left."""
+class _LivePart:
+    """A line per finished stage and a bar for the current one, among those of others in one display."""
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, bars: Bars, clock: Clock) -> None:
+        self._bars, self._clock = bars, clock
         self._stage: _Stage | None = None
         self._task: TaskID | None = None
         # what the columns of fixed width leave is shared by the name and the detail
-        spare = max(30, console.width - 46)
+        spare = max(30, bars.console.width - 46)
         self._name_length, self._detail_length = spare * 2 // 3, spare // 3
-        self._bars = Bars(
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.fields[name]}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.fields[detail]}"),
-            console=console,
-        )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._finish()
-        self._bars.stop()
 
     def stage(self, name: str, total: int | None = None) -> None:
-        self._finish()
+        self.finish()
         self._stage = _Stage(name, total, self._clock())
         self._task = self._bars.add_task(
             "",
@@ -180,11 +168,47 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
     def note(self, text: str) -> None:
         self._bars.console.print(printable(text), markup=False, highlight=False)
 
+    @contextmanager
+    def part(self) -> Iterator[Progress]:
+        self.finish()
+        made = _LivePart(self._bars, self._clock)
+        yield made
+        made.finish()
+
+    def finish(self) -> None:
+        """The current stage has ended; where something failed it is left as it stands."""
+        if self._stage is not None and self._task is not None:
+            total = self._stage.total or max(1, self._stage.done)
+            self._bars.update(self._task, total=total, completed=total, left="", detail="")
+
     @staticmethod
     def _fitted(text: str, length: int) -> str:
         return escape(short(printable(text), length))
 
-    def _finish(self) -> None:
-        if self._stage is not None and self._task is not None:
-            total = self._stage.total or max(1, self._stage.done)
-            self._bars.update(self._task, total=total, completed=total, left="", detail="")
+
+class LiveProgress(_LivePart, AbstractContextManager["LiveProgress"]):
+    """A rich live display."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        bars = Bars(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.fields[name]}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=console,
+        )
+        super().__init__(bars, clock)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        self._bars.stop()

@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,12 +25,21 @@ from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
 from opadapt.search.evolve import Scores
 
+T = TypeVar("T")
+
 PROBE_DECIMALS = 4  # of the largest output; equal functions differ by float rounding, about 1e-6
 
-Results = Generator[
-    float | Refused, None, None
+Results = AsyncGenerator[
+    float | Refused, None
 ]  # in the order of the candidates; closed when not all are taken
-Stage = Callable[[Iterable[Candidate]], Results]
+
+Stage = Callable[[AsyncGenerator[Candidate, None]], Results]
+
+
+async def stream(items: Iterable[T]) -> AsyncGenerator[T, None]:
+    """The items, for those who take a stream."""
+    for item in items:
+        yield item
 
 
 def _unseen(done: int, detail: str) -> None:
@@ -64,7 +74,7 @@ class Stages:
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
     probed: set[tuple[bytes, int, int, int]] = field(default_factory=set)
 
-    def evaluate(self, batch: Sequence[Candidate]) -> list[Scores | Refused]:
+    async def evaluate(self, batch: Sequence[Candidate]) -> list[Scores | Refused]:
         """Scores or a refusal for each candidate, in order."""
         results: dict[int, Scores | Refused] = {}
         alive: list[int] = []
@@ -76,14 +86,14 @@ class Stages:
                 alive.append(i)
             except Refused as refused:
                 results[i] = refused
-        self._measure_and_train(batch, alive, results)
+        await self._measure_and_train(batch, alive, results)
         for i in range(len(batch)):
             result = results[i]
             if isinstance(result, Refused):
                 self.refusals[result.stage, result.reason] += 1
         return [results[i] for i in range(len(batch))]
 
-    def _measure_and_train(
+    async def _measure_and_train(
         self, batch: Sequence[Candidate], alive: Sequence[int], results: dict[int, Scores | Refused]
     ) -> None:
         """Fill in the results of those that lower."""
@@ -93,9 +103,10 @@ class Stages:
         def advance() -> None:
             self.advance(len(results), f"{timed} timed, {trained} trained")
 
-        def fast_enough(latencies: Results) -> Iterator[Candidate]:
+        async def fast_enough(latencies: Results) -> AsyncGenerator[Candidate, None]:
             nonlocal timed
-            for i, latency in zip(alive, latencies, strict=True):
+            async for latency in latencies:
+                i = alive[timed]
                 timed += 1
                 found = self._worth_training(latency)
                 if isinstance(found, Refused):
@@ -106,18 +117,18 @@ class Stages:
                 if i not in results:
                     yield batch[i]
 
-        with contextlib.closing(self.latency([batch[i] for i in alive])) as latencies:
-            fast: Iterable[Candidate] = fast_enough(latencies)
+        async with contextlib.aclosing(self.latency(stream([batch[i] for i in alive]))) as latencies:
+            fast = fast_enough(latencies)
             if not self.overlap:
-                fast = list(fast)
-            with contextlib.closing(self.damage(fast)) as damages:
-                for damage in damages:
+                fast = stream([candidate async for candidate in fast])
+            async with contextlib.aclosing(self.damage(fast)) as damages:
+                async for damage in damages:
                     i, latency_s = passed[trained]
                     trained += 1
                     results[i] = self._scores(latency_s, damage)
                     advance()
-        if trained != len(passed):
-            raise RuntimeError(f"damage: {trained} results for {len(passed)} candidates")
+        if timed != len(alive) or trained != len(passed):
+            raise RuntimeError(f"{timed} of {len(alive)} timed, {trained} of {len(passed)} trained")
 
     def _worth_training(self, latency: float | Refused) -> float | Refused:
         if isinstance(latency, Refused) or latency < (1 - self.config.min_gain) * self.original_latency_s:

@@ -1,13 +1,18 @@
-"""Work that is begun ahead of its results: taken in order, recorded by the calling thread alone."""
+"""Work that is begun ahead of its results: taken in order, recorded by the calling thread alone.
+
+What waits for a device or a worker is asynchronous, so that other work goes on meanwhile: all of it in one thread,
+which alone decides, writes the journal and tells the reader. Devices and workers are busy in threads and processes.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")  # what the work returns
 T = TypeVar("T")  # what is made of it
@@ -25,10 +30,15 @@ class Begun(Generic[R, T]):
     def done(self) -> bool:
         return self.future is None or self.future.done()
 
-    def settled(self) -> Iterable[T]:
+    async def settled(self) -> Iterable[T]:
         """Waits for the work and records it. Raises what the work raised."""
         if self.future is not None:
-            self.record(self.future.result())
+            try:
+                result = await asyncio.wrap_future(self.future)
+            except asyncio.CancelledError:
+                self.abandon()
+                raise
+            self.record(result)
         return self.results()
 
     def abandon(self) -> None:
@@ -38,7 +48,7 @@ class Begun(Generic[R, T]):
                 self.record(self.future.result())
 
 
-def in_order(begun: Iterable[Begun[R, T]], ahead: int) -> Generator[T, None, None]:
+async def in_order(begun: AsyncIterable[Begun[R, T]], ahead: int) -> AsyncGenerator[T, None]:
     """The results of all work in its order, with at most ``ahead`` pieces begun beyond the one that is awaited.
 
     ``begun`` begins a piece of work whenever it is asked for the next. Whatever ends the generator early, what was
@@ -46,13 +56,33 @@ def in_order(begun: Iterable[Begun[R, T]], ahead: int) -> Generator[T, None, Non
     """
     waiting: deque[Begun[R, T]] = deque()
     try:
-        for one in begun:
+        async for one in begun:
             waiting.append(one)
             while waiting and (len(waiting) > ahead or waiting[0].done):
-                yield from waiting.popleft().settled()
+                for result in await waiting.popleft().settled():
+                    yield result
         while waiting:
-            yield from waiting.popleft().settled()
+            for result in await waiting.popleft().settled():
+                yield result
     except BaseException:
         for one in waiting:
             one.abandon()
         raise
+
+
+async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of it side by side. What fails is raised once the rest is cancelled and has had its say."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    """Run to the end. Ctrl-C strikes at once, wherever it is; what else is under way is cancelled and has its say."""
+    with asyncio.Runner() as runner:  # whose own ``run`` would hold Ctrl-C back until something is awaited
+        return runner.get_loop().run_until_complete(work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,12 +95,14 @@ class Context:
         threads = self.experiment.timing.threads
         return self.experiment.quick_timing.model_copy(update={"threads": threads})
 
-    def counted(
-        self, results: Generator[T, None, None], doing: str, known: int = 0
-    ) -> Generator[T, None, None]:
+    async def counted(
+        self, results: AsyncGenerator[T, None], doing: str, known: int = 0
+    ) -> AsyncGenerator[T, None]:
         """The results as they come, shown as progress; ``known`` of them cost no time."""
-        with contextlib.closing(results):
-            for done, result in enumerate(results, start=1):
+        done = 0
+        async with contextlib.aclosing(results):
+            async for result in results:
+                done += 1
                 if done >= known:
                     self.progress.advance(done, doing)
                 yield result

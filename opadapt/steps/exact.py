@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opadapt.errors import OpadaptError
+from opadapt.errors import OpadaptError, Refused
 from opadapt.ir.cost import count_params
 from opadapt.ir.text import print_program
 from opadapt.measure.profile import Profile
@@ -11,7 +11,9 @@ from opadapt.model.graph import Model
 from opadapt.model.regions import Member
 from opadapt.report.data import Replacement
 from opadapt.search.candidate import Candidate
+from opadapt.search.stages import Results
 from opadapt.search.vary import seeds
+from opadapt.steps.ahead import run
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import Context
 from opadapt.steps.explore import Ranked, original_candidate, rank_groups
@@ -79,7 +81,7 @@ def _fastest(
     )
     timed = [
         (value, candidate)
-        for value, candidate in zip(latency.timed(candidates), candidates, strict=True)
+        for value, candidate in zip(run(_taken(latency.timed(candidates))), candidates, strict=True)
         if isinstance(value, float) and value < GAIN * ranked.member_s
     ]
     for latency_s, candidate in sorted(timed, key=lambda pair: pair[0]):
@@ -91,3 +93,7 @@ def _fastest(
         if error <= TOLERANCE:
             return changed, latency_s, candidate
     return None
+
+
+async def _taken(results: Results) -> list[float | Refused]:
+    return [result async for result in results]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opadapt.errors import OpadaptError, Refused
+from opadapt.errors import Refused
 from opadapt.ir.cost import count_params
 from opadapt.ir.text import print_program
 from opadapt.journal import content_key
@@ -45,7 +45,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Explored:
-    """What the search of one group found: the front, everything tried, and why the rest was refused."""
+    """What the search of one group found: the front, those of it that go on, all that was tried, and refusals."""
 
     ranked: Ranked
     finalists: tuple[Individual, ...]
@@ -98,29 +98,14 @@ def original_candidate(group: Group) -> Candidate:
     return tidy(group.program, bindings, "original")
 
 
-def explore_groups(
-    context: Context, model: Model, profile: Profile, ranked: Sequence[Ranked], activations: Activations
-) -> list[Explored]:
-    """Search one group after the other; with its share of the budget used up no further one is begun."""
-    explored: list[Explored] = []
-    for one in ranked:
-        if explored and context.stop_search(activations.folder.name, one.group.key, 0):
-            context.warn(f"the budget ended the search after {len(explored)} of {len(ranked)} groups")
-            break
-        explored.append(explore(context, model, profile, one, activations))
-    return explored
-
-
-def explore(
+async def explore(
     context: Context, model: Model, profile: Profile, ranked: Ranked, activations: Activations
 ) -> Explored:
     """Evolve programs for a group: NSGA-II over latency, damage and parameters, cheapest check first."""
     config = context.experiment.search
     original = original_candidate(ranked.group)
-    settings = context.experiment
-    latency, again = (
-        GroupLatency(context, model, ranked.group, profile.wall.value, ranked.member_s, timing)
-        for timing in (context.quick_timing, settings.timing)
+    latency = GroupLatency(
+        context, model, ranked.group, profile.wall.value, ranked.member_s, context.quick_timing
     )
     training = GroupTraining(context, ranked.group, activations)
     stages = Stages(
@@ -153,29 +138,16 @@ def explore(
             break
         asked = evolution.ask()
         context.progress.stage(f"generation {evolution.generation} of {name}", len(asked))
-        results = stages.evaluate(asked)
+        results = await stages.evaluate(asked)
         _journal(context, model, ranked.group, asked, results)
         evolution.tell(results)
     front = evolution.front()
     return Explored(
         ranked,
-        _timed_again(context, spread(front, config.finalists), again),
+        spread(front, config.finalists),
         tuple(front),
         tuple(evolution.archive),
         dict(evolution.refusals + stages.refusals),
-    )
-
-
-def _timed_again(
-    context: Context, chosen: Sequence[Individual], latency: GroupLatency
-) -> tuple[Individual, ...]:
-    """The finalists with a careful latency: the fastest of many quick readings is the luckiest of them too."""
-    context.progress.stage("time the finalists", len(chosen))
-    found = latency.timed([i.candidate for i in chosen])
-    return tuple(
-        Individual(i.candidate, Scores(value, i.scores.damage))
-        for i, value in zip(chosen, found, strict=True)
-        if not isinstance(value, Refused)
     )
 
 
@@ -223,15 +195,3 @@ def _journal(
         else:
             row |= {"latency_s": result.latency_s, "damage": result.damage}
         context.journal.once("candidate", key, lambda row=row: row)  # type: ignore[misc]
-
-
-__all__ = [
-    "Explored",
-    "OpadaptError",
-    "Ranked",
-    "explore",
-    "explore_groups",
-    "original_candidate",
-    "rank_groups",
-    "spread",
-]

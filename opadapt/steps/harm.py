@@ -14,6 +14,7 @@ from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
 from opadapt.model.regions import Region
 from opadapt.model.splice import splice
+from opadapt.search.stages import stream
 from opadapt.steps.context import Context
 from opadapt.steps.inputs import sample
 from opadapt.steps.paid import Item, known, paid_once
@@ -53,12 +54,12 @@ class Harm:
         }
         self.before = max(total_damage(reference, now, self.kinds), 0.0)
 
-    def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:
+    async def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:
         """The damage of each set of replacements; infinite where the model does not run."""
         work = [self._item(parts, key) for parts, key in zip(changes, keys, strict=True)]
-        found = paid_once(self.context, "damage", run_damage, work)
+        found = paid_once(self.context, "damage", run_damage, stream(work))
         rows = self.context.counted(found, "compared", known(self.context, "damage", work))
-        return [float("inf") if row["damage"] is None else row["damage"] - self.before for row in rows]
+        return [float("inf") if row["damage"] is None else row["damage"] - self.before async for row in rows]
 
     def _item(self, parts: Parts, key: str) -> Item:
         return Item(

@@ -7,8 +7,9 @@ members at once, divided by their number, shows what one of them is worth where 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from opadapt.model.regions import Group
 from opadapt.model.save import at_batch
 from opadapt.model.splice import splice
 from opadapt.search.candidate import Candidate
-from opadapt.search.stages import Results
+from opadapt.search.stages import Results, stream
 from opadapt.steps.ahead import Begun, in_order
 from opadapt.steps.context import Context
 from opadapt.steps.timed import Hands, Readings
@@ -59,29 +60,32 @@ class GroupLatency:
     def key(self, candidate: Candidate) -> str:
         return content_key(self.scope, candidate.digest)
 
-    def __call__(self, candidates: Iterable[Candidate]) -> Results:
+    async def __call__(self, candidates: AsyncIterable[Candidate]) -> Results:
         """Latency of one member in seconds, or a refusal, per candidate. Boards that measure apart from this machine
         are kept busy ahead of the results that are taken."""
         with Hands(self.context.device, self.timing, self.context.apart) as hands:
             try:
-                yield from in_order(self._begun(candidates, hands), hands.ahead)
+                begun = self._begun(candidates, hands)
+                async with contextlib.aclosing(in_order(begun, hands.ahead)) as results:
+                    async for result in results:
+                        yield result
             finally:
                 self.context.tell_losses()
 
-    def timed(self, candidates: Sequence[Candidate]) -> list[float | Refused]:
+    def timed(self, candidates: Sequence[Candidate]) -> Results:
         """The same, shown as progress."""
         known = sum(self._find(self.key(c)) is not None for c in candidates)
-        return list(self.context.counted(self(candidates), "timed", known))
+        return self.context.counted(self(stream(candidates)), "timed", known)
 
-    def _begun(
-        self, candidates: Iterable[Candidate], hands: Hands
-    ) -> Iterator[Begun[Readings, float | Refused]]:
+    async def _begun(
+        self, candidates: AsyncIterable[Candidate], hands: Hands
+    ) -> AsyncGenerator[Begun[Readings, float | Refused], None]:
         """Requests of up to ``TOGETHER`` candidates that the journal does not know, each with those before them that
         it does."""
         asked: set[str] = set()
         unit: list[Candidate] = []
         unknown: list[Candidate] = []
-        for candidate in candidates:
+        async for candidate in candidates:
             unit.append(candidate)
             key = self.key(candidate)
             if key not in asked and self._find(key) is None:

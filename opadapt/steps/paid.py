@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,9 +33,9 @@ def known(context: Context, stage: str, items: Iterable[Item]) -> int:
     return sum(context.journal.find(stage, item.key) is not None for item in items)
 
 
-def paid_once(
-    context: Context, stage: str, work: Callable[[Any], Timed], items: Iterable[Item]
-) -> Generator[Any, None, None]:
+async def paid_once(
+    context: Context, stage: str, work: Callable[[Any], Timed], items: AsyncIterable[Item]
+) -> AsyncGenerator[Any, None]:
     """The journal's row for every item, in order; what the journal lacks is computed by ``work`` and recorded.
 
     Items are taken as far ahead as the workers need, and each is recorded as soon as its turn has come.
@@ -42,8 +43,8 @@ def paid_once(
     journal, workers = context.journal, context.workers
     asked: set[str] = set()
 
-    def begun() -> Iterator[Begun[Timed, Any]]:
-        for item in items:
+    async def begun() -> AsyncGenerator[Begun[Timed, Any], None]:
+        async for item in items:
             future = None
             if item.key not in asked and journal.find(stage, item.key) is None:
                 asked.add(item.key)
@@ -59,4 +60,6 @@ def paid_once(
             yield Begun(future, record, rows)
 
     with workers.watched():
-        yield from in_order(begun(), workers.chunk - 1)
+        async with contextlib.aclosing(in_order(begun(), workers.chunk - 1)) as results:
+            async for row in results:
+                yield row

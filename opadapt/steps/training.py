@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any
 
 import onnx
 
@@ -18,7 +18,7 @@ from opadapt.search.candidate import Candidate
 from opadapt.search.stages import Results
 from opadapt.steps.activations import Activations
 from opadapt.steps.context import Context
-from opadapt.steps.paid import Item, known, paid_once
+from opadapt.steps.paid import Item, paid_once
 from opadapt.steps.workers import DistilResult, DistilTask, run_distil
 from opadapt.train.distil import DistilConfig
 
@@ -37,31 +37,44 @@ class GroupTraining:
     def __init__(self, context: Context, group: Group, activations: Activations) -> None:
         self.context, self.group, self.activations = context, group, activations
 
-    def probe(self, candidates: Iterable[Candidate]) -> Results:
+    async def probe(self, candidates: AsyncIterable[Candidate]) -> Results:
         """Error of each candidate after a short distillation, on a few members in the middle of the group."""
         config = self.context.experiment.distil
         members = self._probed()
-        items = (self._item(c, m, config) for c in candidates for m in members)
-        with contextlib.closing(paid_once(self.context, "distil", run_distil, items)) as rows:
-            while mine := list(islice(rows, len(members))):
-                refused = [row["refused"] for row in mine if "refused" in row]
-                yield Refused("distil", refused[0]) if refused else sum(r["nmse"] for r in mine) / len(mine)
+        items = (self._item(c, m, config) async for c in candidates for m in members)
+        mine: list[Any] = []  # the rows of one candidate
+        async with contextlib.aclosing(paid_once(self.context, "distil", run_distil, items)) as rows:
+            async for row in rows:
+                mine.append(row)
+                if len(mine) == len(members):
+                    yield _mean_error(mine)
+                    mine.clear()
 
-    def finish(self, candidates: Sequence[Candidate], steps: int) -> dict[tuple[int, int], Trained]:
-        """Longer distillation of every candidate for every member; what cannot be trained is left out.
+    async def finish(
+        self, candidates: AsyncIterable[Candidate], steps: int
+    ) -> AsyncGenerator[tuple[Candidate, int, Trained], None]:
+        """Longer distillation of every candidate for every member, in this order; what cannot be trained is left out.
 
         Where a candidate was tried out, it goes on from the weights it has there.
         """
         config = self.context.experiment.distil.model_copy(update={"steps": steps})
-        tasks = [(c, m) for c in range(len(candidates)) for m in range(len(self.group.members))]
-        items = [self._item(candidates[c], m, config, self._tried(candidates[c], m)) for c, m in tasks]
-        rows = paid_once(self.context, "distil", run_distil, items)
-        rows = self.context.counted(rows, "trained", known(self.context, "distil", items))
-        return {
-            task: Trained(self.context.journal.load_arrays(row["weights"]), row["nmse"])
-            for task, row in zip(tasks, rows, strict=True)
-            if "refused" not in row
-        }
+        tasks: list[tuple[Candidate, int]] = []
+
+        async def items() -> AsyncGenerator[Item, None]:
+            async for candidate in candidates:
+                for member in range(len(self.group.members)):
+                    tasks.append((candidate, member))
+                    yield self._item(candidate, member, config, self._tried(candidate, member))
+
+        done = 0
+        async with contextlib.aclosing(paid_once(self.context, "distil", run_distil, items())) as rows:
+            async for row in rows:
+                candidate, member = tasks[done]
+                done += 1
+                self.context.progress.advance(done, "trained")
+                if "refused" not in row:
+                    binding = self.context.journal.load_arrays(row["weights"])
+                    yield candidate, member, Trained(binding, row["nmse"])
 
     def _probed(self) -> list[int]:
         count = len(self.group.members)
@@ -112,3 +125,8 @@ class GroupTraining:
         trained = onnx.load_from_string(result.student)
         binding = raise_model(candidate.program, candidate.bindings[member], trained)
         return {"nmse": result.nmse, "weights": self.context.journal.save_arrays(binding)}
+
+
+def _mean_error(rows: Sequence[Any]) -> float | Refused:
+    refused = [row["refused"] for row in rows if "refused" in row]
+    return Refused("distil", refused[0]) if refused else float(sum(row["nmse"] for row in rows) / len(rows))

@@ -33,6 +33,12 @@ class FinetuneConfig(BaseModel):
     features: tuple[str, ...] | None = Field(
         None, description="tensors of both models that are kept alike; default: outputs of replaced parts"
     )
+    teacher_epochs: int | None = Field(
+        3,
+        ge=1,
+        description="epochs in which the original runs beside the student; those after them show the same augmented "
+        "samples again, in another order, with its recorded outputs and without features. null: it always runs",
+    )
     batch_norm: bool = Field(
         True,
         description="normalise the outputs of convolutions while training (folded into them afterwards): bears larger "

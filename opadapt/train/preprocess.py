@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,7 +141,10 @@ def _fits(shape: Sequence[int], model: Shape) -> bool:
     return len(shape) == len(model) and all(m is None or s == m for s, m in zip(shape, model, strict=True))
 
 
-def augment(raw: Tensor, layout: Layout, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+Draw = Callable[[int], Tensor]  # whole numbers from 0 to below its argument, [batch, 1]: one per image
+
+
+def augment(raw: Tensor, layout: Layout, config: AugmentConfig, draw: Draw) -> Tensor:
     """Augment one batch of raw images (any dtype), crop, flip and cutout in one gather; same shape out."""
     channels_first = raw.dim() == 4 and layout == "as_is"
     if not config.active or not (raw.dim() == 4 or layout == "NHW"):
@@ -150,22 +153,22 @@ def augment(raw: Tensor, layout: Layout, config: AugmentConfig, generator: torch
     count, height, width = images.shape[:3]
     pad, device = config.crop_padding_pixels, raw.device
 
-    def draw(high: int) -> Tensor:
-        return torch.randint(0, high, (count, 1), generator=generator).to(device)
+    def drawn(high: int) -> Tensor:
+        return draw(high).to(device)
 
     if pad:
         spare = [0, 0] * (images.dim() - 3)
         images = torch.nn.functional.pad(images, [*spare, pad, pad, pad, pad])
-    rows = draw(2 * pad + 1) + torch.arange(height, device=device)
+    rows = drawn(2 * pad + 1) + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(count, width)
     if config.flip_horizontal:
-        columns = torch.where(draw(2) > 0, columns.flip(1), columns)
-    columns = columns + draw(2 * pad + 1)
+        columns = torch.where(drawn(2) > 0, columns.flip(1), columns)
+    columns = columns + drawn(2 * pad + 1)
     samples = torch.arange(count, device=device)[:, None, None]
     result = images[samples, rows[:, :, None], columns[:, None, :]]
     if config.cutout_pixels:
-        near_row = (torch.arange(height, device=device) - draw(height)).abs() * 2 < config.cutout_pixels
-        near_column = (torch.arange(width, device=device) - draw(width)).abs() * 2 < config.cutout_pixels
+        near_row = (torch.arange(height, device=device) - drawn(height)).abs() * 2 < config.cutout_pixels
+        near_column = (torch.arange(width, device=device) - drawn(width)).abs() * 2 < config.cutout_pixels
         result[near_row[:, :, None] & near_column[:, None, :]] = 0
     return (
         result.permute(0, 3, 1, 2) if images is not raw and raw.dim() == 4 and layout == "as_is" else result

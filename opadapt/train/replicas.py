@@ -8,7 +8,7 @@ torch.nn.DataParallel.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -16,9 +16,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from opadapt.train.batches import Batch
 from opadapt.train.speed import Execution
 
-PartLoss = Callable[[nn.Module, Sequence[Tensor], Tensor | None], Tensor]
+PartLoss = Callable[[nn.Module, Batch], Tensor]
 
 
 class Replicas:
@@ -39,28 +40,23 @@ class Replicas:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def backward(self, loss: PartLoss, inputs: Sequence[Tensor], labels: Tensor | None) -> float:
-        """Gradients of the batch's mean loss in the module's weights; returns that loss.
-
-        ``inputs`` [batch, ...] and ``labels`` [batch, ...]; the batch has at least one sample per replica.
-        """
-        parts = len(self.modules)
-        cut = [x.tensor_split(parts) for x in inputs]
-        labels_cut = [None] * parts if labels is None else list(labels.tensor_split(parts))
-        size = len(inputs[0])
+    def backward(self, loss: PartLoss, batch: Batch) -> float:
+        """Gradients of the batch's mean loss in the module's weights; returns that loss. The batch has at least one
+        sample per replica."""
+        parts = batch.split(len(self.modules))
 
         def part(number: int) -> float:
             module = self.modules[number]
             module.train()
             module.zero_grad(set_to_none=True)
-            own = [x[number] for x in cut]
-            value = loss(module, own, labels_cut[number]) * (len(own[0]) / size)
+            own = parts[number]
+            value = loss(module, own) * (len(own.rows) / len(batch.rows))
             value.backward()  # type: ignore[no-untyped-call]
             return float(value.detach())
 
         if self._pool is None:
             return part(0)
-        values = list(self._pool.map(part, range(parts)))
+        values = list(self._pool.map(part, range(len(parts))))
         for first, *others in zip(*(m.parameters() for m in self.modules), strict=True):
             for other in others:
                 if other.grad is not None:

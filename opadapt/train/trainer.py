@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from opadapt.errors import DataError, Refused
 from opadapt.torchgraph import build, parameter_names, statistics_names, write_back
+from opadapt.train.batches import Batch, Batches
 from opadapt.train.capture import with_outputs
 from opadapt.train.checkpoint import save_checkpoint, write_bytes
 from opadapt.train.data import Dataset
@@ -32,7 +32,7 @@ from opadapt.train.finetune_config import (
 from opadapt.train.loss import Loss, alike, heads_of
 from opadapt.train.metrics import Metric
 from opadapt.train.norms import calibrate, folded, with_norms
-from opadapt.train.preprocess import augment
+from opadapt.train.recorded import Recorded, fits
 from opadapt.train.replicas import Replicas
 from opadapt.train.signature import inputs_of
 from opadapt.train.speed import LEAST_PART, Execution, candidates
@@ -80,7 +80,9 @@ class Trainer:
         self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *features])
         if not parameter_names(self.student):
             raise Refused("finetune", "the model has no weights to train")
-        self.steps_per_epoch = len(dataset.train) // self.batch
+        self.batches = Batches(dataset, self.names, self.batch, config.teacher_epochs, seed)
+        self.steps_per_epoch = self.batches.per_epoch
+        self.recorded: Recorded | None = None
         self.step, self.elapsed_s, self.rate_cuts, self.loss_sum = 0, 0.0, 0, 0.0
         self.started = time.perf_counter()
         self.history: list[EpochRecord] = []
@@ -90,11 +92,22 @@ class Trainer:
             self._begin()
         else:
             self._restore(state)
+        self._record()
+
+    def _record(self) -> None:
+        """Have the teacher's outputs recorded, unless they are too large or always new."""
+        views, samples = self.config.teacher_epochs, len(self.data.train)
+        if views is None:
+            return
+        heads = self.teacher(self.batches(0, 1).inputs)[: len(self.loss.heads)]
+        shapes = [tuple(y.shape[1:]) for y in heads]
+        if fits(views, samples, shapes):
+            self.recorded = Recorded(self.folder / "teacher.f32", views, samples, shapes)
 
     def _check_labels(self) -> None:
         labels = self.data.train.labels
         if self.loss.label_weight and self.loss.heads[0].form == "values":
-            shape = tuple(self._forward(self.student, self._batch(0, 1)[0])[0].shape[1:])
+            shape = tuple(self._forward(self.student, self.batches(0, 1).inputs)[0].shape[1:])
             if labels is None or math.prod(shape) != math.prod(labels.shape[1:]):
                 raise DataError(
                     "finetune.label_weight: the labels do not have the form of the output",
@@ -111,7 +124,7 @@ class Trainer:
             self.student,
             Teacher(self.original, self.teacher.tensors),
             self._loss,
-            lambda: self._batch(0, self.batch),
+            lambda: self.batches(0),
         )
         self.execution.apply(self.student)
         self.teacher.apply(self.execution)
@@ -147,27 +160,6 @@ class Trainer:
             return torch.optim.AdamW(groups, lr=self.config.learning_rate)
         return torch.optim.SGD(groups, lr=self.config.learning_rate, momentum=0.9, nesterov=True)
 
-    # Batches
-
-    def _batch(self, step: int, size: int) -> tuple[list[Tensor], Tensor | None]:
-        """The augmented, preprocessed samples and labels of one step."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        if self._order_epoch != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            self._order, self._order_epoch = rng.permutation(len(self.data.train)), epoch
-        rows = np.sort(self._order[within * size : (within + 1) * size])
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
-        torch.manual_seed(generator.initial_seed())  # dropout
-        raw = {name: torch.from_numpy(self.data.train.inputs[name][rows]) for name in self.names}
-        for name, array in raw.items():
-            layout = self.data.preprocess.inputs[name].layout
-            raw[name] = augment(array, layout, self.data.augment, generator)
-        made = self.data.preprocess(raw)
-        labels = self.data.train.labels
-        return [made[n] for n in self.names], None if labels is None else torch.from_numpy(labels[rows])
-
-    _order_epoch = -1
-
     def _forward(self, module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Heads, then features, float32."""
         result = module(*inputs)
@@ -175,23 +167,35 @@ class Trainer:
 
     def _try(self, step: int) -> object:
         """The student on the inputs of one step."""
-        return self._forward(
-            self.student, [self.execution.layout(x) for x in self._batch(step, self.batch)[0]]
-        )
+        return self._forward(self.student, [self.execution.layout(x) for x in self.batches(step).inputs])
 
     def _loss(
         self,
         execution: Execution,
         teacher: Teacher,
         module: nn.Module,
-        inputs: Sequence[Tensor],
-        labels: Tensor | None,
+        batch: Batch,
     ) -> Tensor:
-        wanted = teacher(inputs)
-        labels = None if labels is None else labels.to(execution.device)
+        wanted = self._wanted(teacher, batch)
+        labels = None if batch.labels is None else batch.labels.to(execution.device)
         with execution.autocast():
-            made = self._forward(module, [execution.layout(x) for x in inputs])
-        return self.loss(made, wanted, labels)
+            made = self._forward(module, [execution.layout(x) for x in batch.inputs])
+        return self.loss(made[: len(wanted)], wanted, labels)
+
+    def _wanted(self, teacher: Teacher, batch: Batch) -> list[Tensor]:
+        """The teacher's heads, and its features while it runs: what it said about a view before, it need not say
+        again."""
+        epochs, heads = self.config.teacher_epochs, len(self.loss.heads)
+        if self.recorded is None or epochs is None:
+            return teacher(batch.inputs)
+        if self.step // self.steps_per_epoch < epochs:
+            wanted = teacher(batch.inputs)
+            self.recorded.keep(batch, wanted[:heads])
+            return wanted
+        if len(missing := self.recorded.missing(batch)):  # what filled no batch in the view's own epoch
+            some = batch.take(missing)
+            self.recorded.keep(some, teacher(some.inputs)[:heads])
+        return [y.to(self.execution.device) for y in self.recorded.find(batch)]
 
     # The loop
 
@@ -243,7 +247,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = partial(self._loss, self.execution, self.teacher)
-        value = replicas.backward(loss, *self._batch(self.step, self.batch))
+        value = replicas.backward(loss, self.batches(self.step))
         limit = self.config.gradient_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
         if not math.isfinite(value) or not math.isfinite(norm):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
 
+from opadapt.train.batches import Batch
 from opadapt.train.replicas import Replicas
 from opadapt.train.speed import Execution, fastest
 from opadapt.train.teacher import Teacher
 
-Loss = Callable[[Execution, Teacher, nn.Module, Sequence[Tensor], Tensor | None], Tensor]
+Loss = Callable[[Execution, Teacher, nn.Module, Batch], Tensor]
 
 
 def fastest_step(
@@ -21,9 +22,9 @@ def fastest_step(
     student: nn.Module,
     teacher: Teacher,
     loss: Loss,
-    batch: Callable[[], tuple[list[Tensor], Tensor | None]],
+    batch: Callable[[], Batch],
 ) -> Execution:
-    """The option whose training step is the shortest; ``batch`` makes the samples and labels of a step.
+    """The option whose training step is the shortest; ``batch`` makes that of a step.
 
     What the steps need is made before any is timed. Options share what they agree in, so that memory is bounded: a
     copy of the student per layout, a session of the teacher per number of threads.
@@ -42,7 +43,7 @@ def fastest_step(
             def step() -> None:
                 execution.enter_thread()
                 teacher.apply(execution)
-                replicas.backward(partial(loss, execution, teacher), *batch())
+                replicas.backward(partial(loss, execution, teacher), batch())
 
             return step
 

@@ -28,9 +28,9 @@ from opadapt.search.select import Option, saving_within
 from opadapt.steps.activations import record
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import open_context
-from opadapt.steps.explore import explore, rank_groups
+from opadapt.steps.explore import rank_groups
 from opadapt.steps.harm import Harm
-from opadapt.steps.offer import offers
+from opadapt.steps.searching import search_groups
 
 ALL = 1000  # groups: more than any model has
 
@@ -60,8 +60,8 @@ def main() -> None:
         profile = measure(context, model, "original")
         ranked = rank_groups(context, model, profile)
         activations = record(context, context.dataset, model, [r.group for r in ranked], "round0")
-        explored = [explore(context, model, profile, one, activations) for one in ranked]
-        found = offers(context, explored, activations, Harm(context, context.dataset, model))
+        harm = Harm(context, context.dataset, model)
+        explored, found = search_groups(context, model, profile, ranked, activations, harm)
     macs = {node.name: node.macs for node in profile.nodes}
     names = [one.name for one in explored]
     options: dict[str, list[Option]] = {name: [] for name in names}

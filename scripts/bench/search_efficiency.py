@@ -33,6 +33,7 @@ from opadapt.experiment import Experiment, create_run, load_experiment, open_run
 from opadapt.report.progress import PlainProgress
 from opadapt.resources import shipped
 from opadapt.steps.activations import record
+from opadapt.steps.ahead import run
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import open_context
 from opadapt.steps.explore import explore, rank_groups
@@ -86,7 +87,7 @@ def searched(experiment: Experiment, number: int) -> tuple[float, list[dict[str,
         profile = measure(context, context.original, "original")
         ranked = rank_groups(context, context.original, profile)[number]
         activations = record(context, context.dataset, context.original, [ranked.group], "round0")
-        explore(context, context.original, profile, ranked, activations)
+        run(explore(context, context.original, profile, ranked, activations))
         return ranked.member_s, [row for _, row in context.journal.results("candidate")]
 
 

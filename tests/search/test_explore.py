@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,12 +27,9 @@ class Slow:
 
     def __init__(self, *args: Any) -> None: ...
 
-    def __call__(self, candidates: Iterable[Candidate]) -> Iterator[float]:
-        for _ in candidates:
+    async def __call__(self, candidates: AsyncIterable[Candidate]) -> AsyncGenerator[float, None]:
+        async for _ in candidates:
             yield SLOW_S
-
-    def timed(self, candidates: Iterable[Candidate]) -> list[float]:
-        return [SLOW_S for _ in candidates]
 
 
 class Untrained:
@@ -39,10 +37,10 @@ class Untrained:
 
     def __init__(self, *args: Any) -> None: ...
 
-    def probe(self, candidates: Iterable[Candidate]) -> Iterator[float]:
-        for candidate in candidates:
+    async def probe(self, candidates: AsyncIterable[Candidate]) -> AsyncGenerator[float, None]:
+        async for candidate in candidates:
             raise AssertionError(candidate.origin)
-        yield from ()
+            yield
 
 
 def context() -> Any:
@@ -81,7 +79,7 @@ def test_refusals_before_and_in_the_evaluation_are_counted_together(
     profile: Any = SimpleNamespace(wall=SimpleNamespace(value=ORIGINAL_S))
     activations: Any = SimpleNamespace(folder=tmp_path)
     model: Any = SimpleNamespace(digest="model")
-    found = step.explore(context(), model, profile, ranked, activations)
+    found = asyncio.run(step.explore(context(), model, profile, ranked, activations))
     assert not found.archive
     assert found.refusals["latency", "no faster than the original"] > 0
     assert found.refusals["seen", "the same program as an earlier candidate"] > 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -27,8 +28,8 @@ class Counting:
     def __init__(self, answers: Sequence[float | Refused]) -> None:
         self.answers, self.asked = answers, 0
 
-    def __call__(self, candidates: Iterable[Candidate]) -> Results:
-        for _ in candidates:
+    async def __call__(self, candidates: AsyncGenerator[Candidate, None]) -> Results:
+        async for _ in candidates:
             self.asked += 1
             yield self.answers[self.asked - 1]
 
@@ -41,7 +42,7 @@ def test_slow_and_crashed_candidates_are_not_trained() -> None:
     latency = Counting([0.5, 1.5, Refused("latency", "SIGILL"), 0.7, 1.0, 0.1])
     damage = Counting([0.1, 0.2, float("nan")])
     made = stages(latency, damage)
-    results = made.evaluate(BATCH)
+    results = asyncio.run(made.evaluate(BATCH))
     assert damage.asked == 3
     assert results[0] == Scores(0.5, 0.1) and results[3] == Scores(0.7, 0.2)
     refused = {i: r.stage for i, r in enumerate(results) if isinstance(r, Refused)}
@@ -52,14 +53,16 @@ def test_slow_and_crashed_candidates_are_not_trained() -> None:
 def test_what_saves_too_little_is_not_worth_training() -> None:
     damage = Counting([0.1])
     made = stages(Counting([0.9, 0.79]), damage, SearchConfig(min_gain=0.2))
-    results = made.evaluate(BATCH[:2])
+    results = asyncio.run(made.evaluate(BATCH[:2]))
     assert damage.asked == 1 and results[1] == Scores(0.79, 0.1)
     assert isinstance(results[0], Refused) and results[0].reason == "saves less than 20% of the original"
 
 
 def test_static_bounds_cost_no_measurement() -> None:
     latency = Counting([0.5] * 6)
-    results = stages(latency, Counting([0.1] * 6), SearchConfig(max_instructions=8)).evaluate(BATCH)
+    results = asyncio.run(
+        stages(latency, Counting([0.1] * 6), SearchConfig(max_instructions=8)).evaluate(BATCH)
+    )
     long = sum(len(c.program.body) > 8 for c in BATCH)
     assert long and latency.asked == len(BATCH) - long
     assert sum(isinstance(r, Refused) and r.stage == "static" for r in results) == long
@@ -75,17 +78,19 @@ def test_static_bounds_cost_no_measurement() -> None:
 )
 def test_every_static_bound_is_relative_to_the_original(field: str, reason: str) -> None:
     config = SearchConfig(**{field: 1e-6})
-    result = stages(Counting([0.5]), Counting([0.1]), config).evaluate(BATCH[:1])[0]
+    result = asyncio.run(stages(Counting([0.5]), Counting([0.1]), config).evaluate(BATCH[:1]))[0]
     assert isinstance(result, Refused) and result.stage == "static" and reason in result.reason
     wide = SearchConfig(**{field: 100.0})
-    assert stages(Counting([0.5]), Counting([0.1]), wide).evaluate(BATCH[:1]) == [Scores(0.5, 0.1)]
+    assert asyncio.run(stages(Counting([0.5]), Counting([0.1]), wide).evaluate(BATCH[:1])) == [
+        Scores(0.5, 0.1)
+    ]
 
 
 def test_the_same_function_at_the_same_cost_is_seen_once() -> None:
     latency = Counting([0.5, 0.5])
     made = stages(latency, Counting([0.1, 0.1]))
     renamed = Candidate(BATCH[0].program, BATCH[0].bindings, "another way to the same place")
-    first, second = made.evaluate([BATCH[0], renamed])
+    first, second = asyncio.run(made.evaluate([BATCH[0], renamed]))
     assert first == Scores(0.5, 0.1) and latency.asked == 1
     assert isinstance(second, Refused) and second.stage == "seen"
 
@@ -95,10 +100,10 @@ def test_what_is_not_finite_where_the_original_is_costs_no_measurement() -> None
     body = (*program.body[:-1], make("log", program.body[-1].args))
     logarithm = Candidate(replace(program, body=body), ORIGINAL.bindings, "relu -> log")
     latency, damage = Counting([0.5]), Counting([0.1])
-    (result,) = stages(latency, damage).evaluate([logarithm])
+    (result,) = asyncio.run(stages(latency, damage).evaluate([logarithm]))
     assert isinstance(result, Refused) and result.stage == "verify" and latency.asked == 0
     made = Stages(logarithm, 1.0, SearchConfig(), lambda candidate: None, latency, damage)
-    assert made.evaluate([logarithm]) == [Scores(0.5, 0.1)]
+    assert asyncio.run(made.evaluate([logarithm])) == [Scores(0.5, 0.1)]
 
 
 def test_what_does_not_lower_is_refused_by_name() -> None:
@@ -106,13 +111,13 @@ def test_what_does_not_lower_is_refused_by_name() -> None:
         raise ProgramError("no kernel for that")
 
     made = Stages(ORIGINAL, 1.0, SearchConfig(), lower, Counting([]), Counting([]))
-    (result,) = made.evaluate(BATCH[:1])
+    (result,) = asyncio.run(made.evaluate(BATCH[:1]))
     assert isinstance(result, Refused) and (result.stage, result.reason) == ("lower", "no kernel for that")
 
 
 def test_results_keep_the_order_of_the_batch() -> None:
     latency = Counting([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    results = stages(latency, Counting([0.1] * 6)).evaluate(BATCH)
+    results = asyncio.run(stages(latency, Counting([0.1] * 6)).evaluate(BATCH))
     assert [r.latency_s for r in results if isinstance(r, Scores)] == pytest.approx(
         [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     )

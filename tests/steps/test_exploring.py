@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterable, Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +15,12 @@ from opadapt.search.candidate import Candidate
 from opadapt.search.evolve import Evolution, Individual, Scores
 from opadapt.search.stages import Results
 from opadapt.steps import explore as exploring
+from opadapt.steps import searching
 from opadapt.steps.activations import Activations
+from opadapt.steps.ahead import run
 from opadapt.steps.context import Context
-from opadapt.steps.explore import Ranked, explore, explore_groups, rank_groups, spread
+from opadapt.steps.explore import Ranked, explore, rank_groups, spread
+from opadapt.steps.searching import search_groups
 from opadapt.steps.tuning import with_weights
 
 
@@ -95,8 +98,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     class Training:
         def __init__(self, *arguments: object) -> None: ...
 
-        def probe(self, candidates: Iterable[Candidate]) -> Results:
-            for candidate in candidates:
+        async def probe(self, candidates: AsyncIterable[Candidate]) -> Results:
+            async for candidate in candidates:
                 asked.append(candidate.digest)
                 yield 0.1 + 0.01 * len(asked)
 
@@ -132,37 +135,42 @@ def test_without_time_no_further_generation(small, untrained: list[str], monkeyp
     generations = told(monkeypatch)
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 61.0 * len(generations))
     context = small(budget_minutes=1)
-    explore(
-        context, context.original, profiled(context), ranked(context)[0], Activations(context.cache / "x")
-    )
+    group = ranked(context)[0]
+    run(explore(context, context.original, profiled(context), group, Activations(context.cache / "x")))
     assert len(generations) == 1 and any("ended the search early" in w for w in context.warnings)
 
 
 def test_without_time_no_further_group(small, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[str] = []
 
-    def explore(context: Context, model: object, profile: object, one: Ranked, rest: object) -> str:
+    async def explore(context: Context, model: object, profile: object, one: Ranked, rest: object) -> str:
         searched.append(one.group.key)
         return one.group.key
 
-    monkeypatch.setattr(exploring, "explore", explore)
+    async def offers(*arguments: object) -> dict[str, object]:
+        return {}
+
+    monkeypatch.setattr(searching, "explore", explore)
+    monkeypatch.setattr(searching, "offers", offers)
     # half of the two minutes is fine-tuning's
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 31.0 * len(searched))
 
-    def run() -> tuple[list[Ranked], Context]:
+    def search() -> tuple[list[Ranked], Context]:
         context = small(budget_minutes=2)
         groups = ranked(context)
-        explore_groups(context, context.original, profiled(context), groups, Activations(context.cache / "x"))
+        activations = Activations(context.cache / "x")
+        found, _ = search_groups(context, context.original, profiled(context), groups, activations, None)
+        assert found == searched
         return groups, context
 
-    groups, context = run()
+    groups, context = search()
     assert len(groups) == 3
     assert searched == [g.group.key for g in groups[:2]]
     assert any("after 2 of 3 groups" in w for w in context.warnings)
     # a resumed run searches the same, whatever its clock says
     searched.clear()
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 0.0)
-    assert run()[0] and searched == [g.group.key for g in groups[:2]]
+    assert search()[0] and searched == [g.group.key for g in groups[:2]]
 
 
 def test_a_candidate_of_two_rounds_has_a_row_for_each(small, untrained: list[str], monkeypatch) -> None:
@@ -172,6 +180,6 @@ def test_a_candidate_of_two_rounds_has_a_row_for_each(small, untrained: list[str
     group = ranked(context)[0]
     changed = with_weights(context.original, {"head.w": np.zeros((CHANNELS, 4), np.float32)})
     for number, model in enumerate((context.original, changed)):
-        explore(context, model, profiled(context), group, Activations(context.cache / str(number)))
+        run(explore(context, model, profiled(context), group, Activations(context.cache / str(number))))
     rows = list(context.journal.results("candidate"))
     assert len(rows) == sum(generations) > len({row["program"] for _, row in rows})

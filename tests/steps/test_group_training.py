@@ -11,8 +11,10 @@ from opadapt.lower import raise_model
 from opadapt.model.regions import groups, regions
 from opadapt.search.candidate import Candidate
 from opadapt.search.space import load_space
+from opadapt.search.stages import stream
 from opadapt.search.vary import seeds
 from opadapt.steps.activations import record
+from opadapt.steps.ahead import run
 from opadapt.steps.context import Context
 from opadapt.steps.explore import original_candidate
 from opadapt.steps.training import GroupTraining, Trained
@@ -32,10 +34,26 @@ def training_of(context: Context) -> tuple[GroupTraining, Candidate]:
     return GroupTraining(context, group, activations), candidate
 
 
-def run(context: Context, steps: int) -> tuple[float | Refused, dict[tuple[int, int], Trained]]:
+def probed(training: GroupTraining, candidate: Candidate) -> float | Refused:
+    async def taken() -> list[float | Refused]:
+        return [result async for result in training.probe(stream([candidate]))]
+
+    (result,) = run(taken())
+    return result
+
+
+def finished(training: GroupTraining, candidate: Candidate, steps: int) -> dict[int, Trained]:
+    """By member."""
+
+    async def taken() -> dict[int, Trained]:
+        return {m: trained async for _, m, trained in training.finish(stream([candidate]), steps)}
+
+    return run(taken())
+
+
+def both(context: Context, steps: int) -> tuple[float | Refused, dict[int, Trained]]:
     training, candidate = training_of(context)
-    (tried,) = training.probe([candidate])
-    return tried, training.finish([candidate], steps)
+    return probed(training, candidate), finished(training, candidate, steps)
 
 
 @pytest.fixture
@@ -45,9 +63,9 @@ def context(make_context) -> Context:
 
 def test_the_member_that_was_tried_out_goes_on_and_the_others_begin(context: Context) -> None:
     training, candidate = training_of(context)
-    (tried,) = training.probe([candidate])
+    tried = probed(training, candidate)
     ((_, short),) = context.journal.results("distil")
-    found = training.finish([candidate], 2 * SHORT)
+    found = finished(training, candidate, 2 * SHORT)
     begun = [onnx.load_from_string(task.student) for task in context.workers.tasks[1:]]
     starts = [candidate.bindings[0], context.journal.load_arrays(short["weights"]), candidate.bindings[2]]
     for model, start in zip(begun, starts, strict=True):
@@ -55,28 +73,28 @@ def test_the_member_that_was_tried_out_goes_on_and_the_others_begin(context: Con
         for name, value in start.items():
             np.testing.assert_array_equal(binding[name], value)
     assert any(np.any(starts[1][n] != v) for n, v in candidate.bindings[1].items())  # the short one trained
-    assert found[0, 1].nmse <= tried * (1 + 1e-6)  # it starts there, and the better of start and end counts
+    assert found[1].nmse <= tried * (1 + 1e-6)  # it starts there, and the better of start and end counts
 
 
 @pytest.mark.parametrize("steps", [2 * SHORT, SHORT])
 def test_a_resumed_run_pays_for_nothing_and_finds_the_same(
     context: Context, make_context, steps: int
 ) -> None:
-    tried, found = run(context, steps)
+    tried, found = both(context, steps)
     again = make_context(search={"activation_samples": 64}, distil={"steps": SHORT, "batch": 16})
-    tried_again, found_again = run(again, steps)
+    tried_again, found_again = both(again, steps)
     assert tried_again == tried and again.workers.tasks == []
-    assert {task: t.nmse for task, t in found_again.items()} == {task: t.nmse for task, t in found.items()}
-    for task, trained in found.items():
+    assert {m: t.nmse for m, t in found_again.items()} == {m: t.nmse for m, t in found.items()}
+    for member, trained in found.items():
         for name, value in trained.binding.items():
-            np.testing.assert_array_equal(found_again[task].binding[name], value)
+            np.testing.assert_array_equal(found_again[member].binding[name], value)
 
 
 def test_what_another_short_distillation_left_is_another_work(context: Context, make_context) -> None:
     """The journal tells apart how a long distillation began."""
-    run(context, 2 * SHORT)
+    both(context, 2 * SHORT)
     other = make_context(search={"activation_samples": 64}, distil={"steps": SHORT + 1, "batch": 16})
-    run(other, 2 * SHORT)
+    both(other, 2 * SHORT)
     assert (
         len(other.workers.tasks) == 2
     )  # the short one and what follows from it; the other members are known
@@ -92,6 +110,6 @@ def test_a_refused_try_leaves_nothing_to_go_on_from(
 
     with monkeypatch.context() as patch:
         patch.setattr("opadapt.steps.workers.distil", diverges)
-        (tried,) = training.probe([candidate])
+        tried = probed(training, candidate)
     assert isinstance(tried, Refused)
-    assert set(training.finish([candidate], 2 * SHORT)) == {(0, 0), (0, 1), (0, 2)}
+    assert set(finished(training, candidate, 2 * SHORT)) == {0, 1, 2}

@@ -6,7 +6,7 @@ Measuring is real but for the device; training is made up, so that it can wait f
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from opadapt.search.evolve import Scores
 from opadapt.search.space import load_space
 from opadapt.search.stages import Results, Stages
 from opadapt.search.vary import seeds
-from opadapt.steps.ahead import Begun
+from opadapt.steps.ahead import Begun, run
 from opadapt.steps.context import Context
 from opadapt.steps.explore import original_candidate
 from opadapt.steps.latency import TOGETHER, GroupLatency
@@ -77,12 +77,14 @@ class Bench:
         return numbers[models[1]]
 
     def evaluate(self, train: Callable[[int], None]) -> list[Scores | Refused]:
-        def damage(candidates: Iterable[Candidate]) -> Results:
-            for number, _ in enumerate(candidates, start=1):
+        async def damage(candidates: AsyncIterable[Candidate]) -> Results:
+            number = 0
+            async for _ in candidates:
+                number += 1
                 train(number)
                 yield 0.1 * number
 
-        return Stages(
+        stages = Stages(
             original=self.original,
             original_latency_s=self.latency.member_s,
             config=SearchConfig(min_gain=0.0),
@@ -90,7 +92,8 @@ class Bench:
             latency=self.latency,
             damage=damage,
             overlap=self.context.apart,
-        ).evaluate(self.candidates)
+        )
+        return run(stages.evaluate(self.candidates))
 
     def recorded(self) -> list[str]:
         return [key for key, _ in self.context.journal.results("latency")]
@@ -203,10 +206,10 @@ def test_no_more_is_begun_than_keeps_the_device_busy(
         asked.append(key)
         start(journal, stage, key)
 
-    def spied(one: Begun[Any, Any]) -> Iterable[Any]:
+    async def spied(one: Begun[Any, Any]) -> Iterable[Any]:
         begun.append(len(asked))
         waits.set()
-        return settled(one)
+        return await settled(one)
 
     monkeypatch.setattr(Begun, "settled", spied)
     monkeypatch.setattr(Journal, "start", counted)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from opadapt.errors import DataError
-from opadapt.train.preprocess import AugmentConfig, Preprocess, PreprocessConfig, augment, resolve
+from opadapt.train.preprocess import AugmentConfig, Draw, Preprocess, PreprocessConfig, augment, resolve
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -63,8 +63,9 @@ def test_shapes_that_do_not_fit_say_what_is_expected():
     assert "28x28" in str(caught.value)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draws(count: int = 64, seed: int = 0) -> Draw:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda high: torch.randint(0, high, (count, 1), generator=generator)
 
 
 def numbered(count: int = 64, size: int = 6) -> torch.Tensor:
@@ -75,7 +76,7 @@ def numbered(count: int = 64, size: int = 6) -> torch.Tensor:
 
 def test_crops_are_windows_of_the_padded_image():
     images = numbered()
-    made = augment(images, "NHWC", AugmentConfig(crop_padding_pixels=2), generator())
+    made = augment(images, "NHWC", AugmentConfig(crop_padding_pixels=2), draws())
     padded = torch.nn.functional.pad(images[0], (0, 0, 2, 2, 2, 2))
     windows = [padded[r : r + 6, c : c + 6] for r in range(5) for c in range(5)]
     seen = set()
@@ -88,7 +89,7 @@ def test_crops_are_windows_of_the_padded_image():
 
 def test_flips_mirror_about_half_of_the_images():
     images = numbered(400)
-    made = augment(images, "NHWC", AugmentConfig(flip_horizontal=True), generator())
+    made = augment(images, "NHWC", AugmentConfig(flip_horizontal=True), draws(400))
     flipped = [torch.equal(m, images[0].flip(1)) for m in made]
     kept = [torch.equal(m, images[0]) for m in made]
     assert all(a != b for a, b in zip(flipped, kept, strict=True))
@@ -96,7 +97,7 @@ def test_flips_mirror_about_half_of_the_images():
 
 
 def test_cutout_zeroes_one_square():
-    made = augment(numbered(size=10), "NHWC", AugmentConfig(cutout_pixels=3), generator())
+    made = augment(numbered(size=10), "NHWC", AugmentConfig(cutout_pixels=3), draws())
     holes = (made == 0).all(dim=3)
     assert holes.any(dim=2).any(dim=1).all()
     assert holes.sum(dim=(1, 2)).max() == 9
@@ -108,14 +109,14 @@ def test_cutout_zeroes_one_square():
 def test_layouts_are_augmented_alike(layout):
     images = numbered()
     config = AugmentConfig(crop_padding_pixels=1, flip_horizontal=True, cutout_pixels=2)
-    expected = augment(images, "NHWC", config, generator())
+    expected = augment(images, "NHWC", config, draws())
     raw = {"as_is": images.permute(0, 3, 1, 2), "NHWC": images, "NHW": images[..., 0]}[layout]
-    made = augment(raw, layout, config, generator())
+    made = augment(raw, layout, config, draws())
     back = {"as_is": expected.permute(0, 3, 1, 2), "NHWC": expected, "NHW": expected[..., 0]}[layout]
     assert torch.equal(made, back)
-    assert not torch.equal(made, augment(raw, layout, config, generator(1)))
+    assert not torch.equal(made, augment(raw, layout, config, draws(seed=1)))
 
 
 def test_no_augmentation_changes_nothing():
     images = numbered()
-    assert torch.equal(augment(images, "NHWC", AugmentConfig(), generator()), images)
+    assert torch.equal(augment(images, "NHWC", AugmentConfig(), draws()), images)

@@ -11,6 +11,7 @@ from tiny_models import classifier, image_dataset
 from torch import nn
 
 from opadapt.steps.workers import Workers
+from opadapt.train.batches import Batch
 from opadapt.train.finetune import FinetuneConfig, finetune
 from opadapt.train.replicas import Replicas
 from opadapt.train.speed import Execution, candidates, cores
@@ -27,8 +28,12 @@ def execution(replicas: int) -> Execution:
     return Execution("cpu", 1, False, False, replicas)
 
 
-def squared(module: nn.Module, inputs, labels):
-    return (module(inputs[0]) - labels).square().mean()
+def batch_of(x, labels=None) -> Batch:
+    return Batch([x], labels, torch.arange(len(x)), 0)
+
+
+def squared(module: nn.Module, batch: Batch):
+    return (module(batch.inputs[0]) - batch.labels).square().mean()
 
 
 @pytest.mark.parametrize("samples", [8, 7, 3])
@@ -38,27 +43,27 @@ def test_gradients_are_those_of_the_whole_batch(samples, parts):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
     x, y = torch.randn(samples, 3, 8, 8), torch.randn(samples, 5)
     with Replicas(module, execution(1)) as whole:
-        value = whole.backward(squared, [x], y)
+        value = whole.backward(squared, batch_of(x, y))
     wanted = [w.grad.clone() for w in module.parameters()]
     with Replicas(module, execution(parts)) as replicas:
-        assert replicas.backward(squared, [x], y) == pytest.approx(value, rel=1e-5)
+        assert replicas.backward(squared, batch_of(x, y)) == pytest.approx(value, rel=1e-5)
         for weight, gradient in zip(module.parameters(), wanted, strict=True):
             torch.testing.assert_close(weight.grad, gradient, rtol=1e-4, atol=1e-6)
         # what an optimiser does to the module's weights is seen by all replicas, and old gradients are forgotten
         with torch.no_grad():
             for weight in module.parameters():
                 weight.zero_()
-        assert replicas.backward(squared, [x], y) == pytest.approx(float(y.square().mean()), rel=1e-5)
+        assert replicas.backward(squared, batch_of(x, y)) == pytest.approx(float(y.square().mean()), rel=1e-5)
 
 
 def test_a_weight_that_only_one_replica_uses_has_a_gradient():
     module = nn.ParameterDict({"a": nn.Parameter(torch.ones(1)), "b": nn.Parameter(torch.ones(1))})
 
-    def loss(own, inputs, labels):
-        return own["a" if float(inputs[0][0]) > 0 else "b"].sum()
+    def loss(own, batch):
+        return own["a" if float(batch.inputs[0][0]) > 0 else "b"].sum()
 
     with Replicas(module, execution(2)) as replicas:
-        replicas.backward(loss, [torch.tensor([1.0, -1.0])], None)
+        replicas.backward(loss, batch_of(torch.tensor([1.0, -1.0])))
     assert [float(w.grad) for w in module.values()] == [0.5, 0.5]
 
 
@@ -66,19 +71,19 @@ def test_statistics_are_those_of_the_first_part():
     module = nn.BatchNorm1d(1, momentum=1.0)
     x = torch.tensor([[1.0], [3.0], [100.0], [300.0]])
     with Replicas(module, execution(2)) as replicas:
-        replicas.backward(lambda own, inputs, labels: own(inputs[0]).sum(), [x], None)
+        replicas.backward(lambda own, batch: own(batch.inputs[0]).sum(), batch_of(x))
     assert float(module.running_mean) == 2.0
 
 
 def test_an_error_of_a_part_reaches_the_caller():
-    def loss(module, inputs, labels):
+    def loss(module, batch):
         raise RuntimeError("out of memory")
 
     with (
         Replicas(nn.Linear(1, 1), execution(2)) as replicas,
         pytest.raises(RuntimeError, match="out of memory"),
     ):
-        replicas.backward(loss, [torch.ones(2, 1)], None)
+        replicas.backward(loss, batch_of(torch.ones(2, 1)))
 
 
 def test_executions_with_replicas():

@@ -97,11 +97,13 @@ def test_a_cut_after_resuming_inside_an_epoch_goes_back_as_far(tmp_path, monkeyp
     assert_same(trained(tmp_path / "parts", config), whole)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(("replicas", "teacher_epochs"), [(1, None), (2, 3), (2, 1)])
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_resuming_with_added_norms_an_average_and_replicas(tmp_path, replicas, ema):
+def test_resuming_with_added_norms_an_average_and_replicas(tmp_path, replicas, teacher_epochs, ema):
     assert with_norms(classifier(1))[1]
-    config = EXACT.model_copy(update={"ema_decay": ema, "replicas": replicas})
+    config = EXACT.model_copy(
+        update={"ema_decay": ema, "replicas": replicas, "teacher_epochs": teacher_epochs}
+    )
     whole = trained(tmp_path / "whole", config)
     trained(tmp_path / "parts", config, after=3)
     trained(tmp_path / "parts", config, after=7)
