@@ -73,5 +73,14 @@ class SearchConfig(BaseModel):
         description="without a target: how many times the tolerance a model may lose before it is fine-tuned; the "
         "fastest such selection is tried first",
     )
+    selections: int = Field(
+        1,
+        ge=1,
+        description="selections that are compared by a short fine-tuning before one of them gets the rest of the time; "
+        "1: the one of least damage, without comparison",
+    )
+    heat_share: float = Field(
+        0.08, gt=0, lt=1, description="of the time for fine-tuning, for each selection that is compared"
+    )
     max_attempts: int = Field(3, ge=1, description="selections fine-tuned per round before giving up")
     workers: int = Field(0, ge=0, description="worker processes for distillation (0: one per core)")

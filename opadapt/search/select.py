@@ -28,8 +28,9 @@ class Option:
     key: str
 
 
-def select(options: Sequence[Option], needed_s: float) -> list[Option]:
-    """The options of least summed damage that together save at least ``needed_s`` seconds.
+def select(options: Sequence[Option], needed_s: float, toll: float = 0.0) -> list[Option]:
+    """The options of least summed damage, each with a ``toll`` beside it, that together save at least ``needed_s``
+    seconds.
 
     Raises Refused("select") where even the most saving choice falls short; the reason names how much it saves.
     """
@@ -41,7 +42,7 @@ def select(options: Sequence[Option], needed_s: float) -> list[Option]:
             "select",
             f"all replacements together save {reachable * 1e3:.3f} ms, the target needs {needed_s * 1e3:.3f} ms",
         )
-    return _solve(useful, cost=[max(o.damage, 0.0) for o in useful], needed_s=needed_s)
+    return _solve(useful, cost=[max(o.damage, 0.0) + toll for o in useful], needed_s=needed_s)
 
 
 def most_saving(options: Sequence[Option]) -> float:

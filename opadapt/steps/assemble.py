@@ -12,9 +12,10 @@ from opadapt.model.graph import Model
 from opadapt.report.data import Attempt, TrainingPoint
 from opadapt.search.select import most_saving
 from opadapt.steps.context import Context
+from opadapt.steps.heats import contenders, winner
 from opadapt.steps.offer import Offer
-from opadapt.steps.students import Student, calibrated, first_goal
-from opadapt.steps.tuning import compare, metric_of, points, prepared, tune, weights, with_weights
+from opadapt.steps.students import Student, first_goal
+from opadapt.steps.tuning import compare, metric_of, points, tune, weights, with_weights
 from opadapt.train.accept import Verdict
 from opadapt.train.data import Dataset
 
@@ -66,25 +67,22 @@ def assemble(
             break
         number = len(attempts) + 1
         try:
-            student = calibrated(context, model, wall_s, offers, goal)
+            # a second attempt has no time for a choice
+            count = 1 if attempts else context.experiment.search.selections
+            students = contenders(context, model, wall_s, offers, goal, count)
         except Refused as refusal:
             attempts.append(_attempt(round_, number, goal, None, None, refusal.reason))
             goal = min(_less(goal), 1 + (reachable - 1) * 0.95)
             continue
-        context.progress.note(
-            f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
-        )
-        start = prepared(context, student.spliced.model)
-        if refused is not None:
-            start = _warm(start, student, *refused)
+        tag, student = f"round{round_}-attempt{number}", students[0]
         try:
-            tuned = tune(
-                context,
-                dataset,
-                start,
-                f"round{round_}-attempt{number}",
-                [o.member.region.output for o in student.offers],
+            student, start = winner(context, dataset, students, tag)
+            context.progress.note(
+                f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
             )
+            if refused is not None:
+                start = _warm(start, student, *refused)
+            tuned = tune(context, dataset, start, tag, student.borders)
         except Refused as refusal:
             attempts.append(_attempt(round_, number, goal, student, None, refusal.reason))
             goal = _less(goal)

@@ -35,8 +35,18 @@ class Student:
     speedup: float
 
     @property
-    def damage(self) -> float:
-        return sum(o.option.damage for o in self.offers)
+    def keys(self) -> frozenset[str]:
+        """Which selection it is."""
+        return frozenset(o.option.key for o in self.offers)
+
+    @property
+    def borders(self) -> list[str]:
+        """The outputs of what was replaced."""
+        return [o.member.region.output for o in self.offers]
+
+    def cost(self, toll: float) -> float:
+        """The damage of all replacements, each with a toll beside it."""
+        return sum(o.option.damage + toll for o in self.offers)
 
 
 def build(model: Model, chosen: Sequence[Offer]) -> Spliced:
@@ -44,13 +54,15 @@ def build(model: Model, chosen: Sequence[Offer]) -> Spliced:
     return splice_parts(model, {o.member.region: (o.candidate.program, o.trained.binding) for o in chosen})
 
 
-def chosen_for(offers: Offers, needed_s: float) -> tuple[Offer, ...]:
-    """The selection of least damage that should save so many seconds. Raises Refused("select")."""
-    return tuple(offers[option.key] for option in select([o.option for o in offers.values()], needed_s))
+def chosen_for(offers: Offers, needed_s: float, toll: float = 0.0) -> tuple[Offer, ...]:
+    """The selection of least cost that should save so many seconds. Raises Refused("select")."""
+    return tuple(offers[option.key] for option in select([o.option for o in offers.values()], needed_s, toll))
 
 
-def calibrated(context: Context, model: Model, wall_s: float, offers: Offers, goal: float) -> Student:
-    """The mildest selection found whose *measured* speed-up reaches the goal.
+def calibrated(
+    context: Context, model: Model, wall_s: float, offers: Offers, goal: float, toll: float = 0.0
+) -> Student:
+    """The cheapest selection found whose *measured* speed-up reaches the goal.
 
     Savings of single groups do not add up exactly, so the demand is corrected by what the assembled model shows, up
     and down. Where no selection reaches the goal, the fastest is returned. Raises Refused("select") out of reach.
@@ -59,7 +71,7 @@ def calibrated(context: Context, model: Model, wall_s: float, offers: Offers, go
     seen: dict[frozenset[str], Student] = {}
     for _ in range(CALIBRATIONS):
         try:
-            chosen = chosen_for(offers, demand_s)
+            chosen = chosen_for(offers, demand_s, toll)
         except Refused:
             if not seen:
                 raise
@@ -76,7 +88,7 @@ def calibrated(context: Context, model: Model, wall_s: float, offers: Offers, go
         if demand_s <= 0:
             break
     enough = [s for s in seen.values() if s.speedup >= goal]
-    return min(enough, key=lambda s: s.damage) if enough else max(seen.values(), key=lambda s: s.speedup)
+    return min(enough, key=lambda s: s.cost(toll)) if enough else max(seen.values(), key=lambda s: s.speedup)
 
 
 def _speedup(context: Context, base: Model, student: Model) -> float:

@@ -84,13 +84,21 @@ def prepared(context: Context, student: Model) -> Model:
     return student.with_proto(with_biases(student.proto))
 
 
-def tune(context: Context, dataset: Dataset, student: Model, tag: str, replaced: Sequence[str] = ()) -> Tuned:
+def tune(
+    context: Context,
+    dataset: Dataset,
+    student: Model,
+    tag: str,
+    replaced: Sequence[str] = (),
+    share: float = 1.0,
+) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
 
-    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. Raises Refused where it
-    cannot be trained; that is read from the journal, too.
+    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. ``share``: how much it
+    may take of what the budget leaves, or of the epochs. Raises Refused where it cannot be trained; that is read from
+    the journal, too.
     """
-    config = _within_budget(context, tag)
+    config = _within_budget(context, tag, share)
     if config.features is None:
         config = config.model_copy(update={"features": borders(context.original, student, replaced)})
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
@@ -132,16 +140,26 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _within_budget(context: Context, tag: str) -> FinetuneConfig:
-    """The settings with their minutes cut to what the budget leaves; decided once, so that a resumed run trains
-    the same."""
-    config = context.experiment.finetune
+def _within_budget(context: Context, tag: str, share: float) -> FinetuneConfig:
+    """The settings cut to a share, and their minutes to what the budget leaves; decided once, so that a resumed run
+    trains the same."""
+    config = _part(context.experiment.finetune, share)
     left = context.left_minutes()
     if left is None:
         return config
-    row = context.journal.once("plan", tag, lambda: {"minutes": max(left - RESERVED_MINUTES, 1.0)})
+    row = context.journal.once(
+        "plan", tag, lambda: {"minutes": max((left - RESERVED_MINUTES) * share, share)}
+    )
     limits = [m for m in (config.minutes, row["minutes"]) if m is not None]
     return config.model_copy(update={"minutes": min(limits)})
+
+
+def _part(config: FinetuneConfig, share: float) -> FinetuneConfig:
+    if share == 1.0:
+        return config
+    epochs = None if config.epochs is None else max(1, round(config.epochs * share))
+    minutes = None if config.minutes is None else config.minutes * share
+    return config.model_copy(update={"epochs": epochs, "minutes": minutes})
 
 
 def _train(

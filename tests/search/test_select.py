@@ -35,18 +35,18 @@ def everything(options: list[Option]) -> list[tuple[Option, ...]]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(0, 2**31), st.floats(0.05, 0.95))
-def test_least_damage_among_all_subsets(seed: int, share: float) -> None:
+@given(st.integers(0, 2**31), st.floats(0.05, 0.95), st.sampled_from([0.0, 0.3, 3.0]))
+def test_least_damage_and_toll_among_all_subsets(seed: int, share: float, toll: float) -> None:
     options = options_of(seed)
     subsets = everything(options)
     most = max(sum(o.saved_s for o in s) for s in subsets)
     assert most_saving(options) == pytest.approx(most, rel=1e-6)
     needed = share * most
-    best = min(sum(o.damage for o in s) for s in subsets if sum(o.saved_s for o in s) >= needed)
-    found = select(options, needed)
+    best = min(sum(o.damage + toll for o in s) for s in subsets if sum(o.saved_s for o in s) >= needed)
+    found = select(options, needed, toll)
     assert legal(tuple(found))
     assert sum(o.saved_s for o in found) >= needed * (1 - 1e-5)
-    assert sum(o.damage for o in found) == pytest.approx(best, rel=1e-4, abs=1e-6)
+    assert sum(o.damage + toll for o in found) == pytest.approx(best, rel=1e-4, abs=1e-6)
 
 
 def test_out_of_reach_is_refused_with_both_numbers() -> None:

@@ -40,9 +40,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneConfig]:
     return found
 
 
-def tuned(context: Context, tag: str = "first") -> None:
+def tuned(context: Context, tag: str = "first", share: float = 1.0) -> None:
     assert context.dataset is not None
-    tune(context, context.dataset, prepared(context, context.original), tag)
+    tune(context, context.dataset, prepared(context, context.original), tag, share=share)
+
+
+def test_a_share_is_one_of_what_is_left_and_of_the_epochs(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig], monkeypatch
+) -> None:
+    """3 of 10 minutes are spent, one is kept for the end."""
+    monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
+    tuned(make_context(budget_minutes=10, finetune={"epochs": 10}), "half", 0.5)
+    tuned(make_context(finetune={"epochs": 4, "minutes": 8.0}), "tenth", 0.1)
+    assert [(c.epochs, c.minutes) for c in asked] == [(5, pytest.approx(3.0)), (1, pytest.approx(0.8))]
 
 
 @pytest.mark.parametrize(("wanted", "given"), [(None, 6.0), (2.0, 2.0), (30.0, 6.0)])

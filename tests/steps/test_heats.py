@@ -1,0 +1,115 @@
+"""Several selections, and which of them is trained to the end."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rows import group_of, offers_of, student, write_row
+
+from opadapt.errors import Refused
+from opadapt.model.graph import Model
+from opadapt.steps import heats
+from opadapt.steps.context import Context
+from opadapt.steps.heats import TOLL, contenders, winner
+from opadapt.steps.students import Student
+from opadapt.steps.tuning import Tuned, prepared, weights, with_weights
+from opadapt.train.finetune_config import EpochRecord
+
+
+@pytest.fixture
+def context(make_context, tmp_path) -> Context:
+    return make_context(write_row(tmp_path / "row.onnx"), search={"heat_share": 0.1})
+
+
+def made(context: Context, *selections: str) -> list[Student]:
+    offers = offers_of(group_of(context.original, "a"))
+    return [student(context.original, [offers[name] for name in names]) for names in selections]
+
+
+@pytest.mark.parametrize(
+    ("speedups", "count", "kept"),
+    [
+        ([2.0, 2.0, 2.0], 3, [0, 1, 2]),
+        ([2.0, 2.0, 2.0], 2, [0, 1]),
+        ([2.0, 2.0, 2.0], 1, [0]),
+        ([2.0, 1.9, 2.1], 3, [0, 2]),  # a contender that is too slow is none
+        ([1.9, 2.0, 2.0], 3, [0]),  # nothing reaches the goal: the fastest found is all there is
+    ],
+)
+def test_selections_of_another_kind_that_reach_the_goal(
+    context: Context, monkeypatch: pytest.MonkeyPatch, speedups: list[float], count: int, kept: list[int]
+) -> None:
+    students = [
+        Student(s.offers, s.spliced, speed)
+        for s, speed in zip(made(context, "a", "b", "ab"), speedups, strict=True)
+    ]
+    tolls: list[float] = []
+
+    def calibrated(*arguments: object) -> Student:
+        tolls.append(arguments[5] if len(arguments) > 5 else 0.0)  # type: ignore[arg-type]
+        return students[len(tolls) - 1]
+
+    monkeypatch.setattr(heats, "calibrated", calibrated)
+    found = contenders(context, context.original, 1.0, {}, 2.0, count)
+    assert [students.index(s) for s in found] == kept
+    damage = students[0].offers[0].option.damage
+    assert tolls == [0.0, damage, TOLL * damage][: len(tolls)]
+
+
+def test_the_same_selection_twice_is_one_contender(context: Context, monkeypatch) -> None:
+    one = made(context, "ac")[0]
+    again = Student(tuple(reversed(one.offers)), one.spliced, one.speedup)
+    answers = iter([one, again, one])
+    monkeypatch.setattr(heats, "calibrated", lambda *arguments: next(answers))
+    assert contenders(context, context.original, 1.0, {}, one.speedup, 3) == [one]
+
+
+class Heat:
+    """Fine-tuning that shifts every weight by its number and ends with a metric, or is refused."""
+
+    def __init__(self, *metrics: float | None) -> None:
+        self.metrics, self.tags, self.shares = metrics, [], []  # type: ignore[var-annotated]
+
+    def __call__(
+        self, context: Context, dataset: object, model: Model, tag: str, replaced: object, share: float
+    ) -> Tuned:
+        self.tags.append(tag)
+        self.shares.append(share)
+        metric = self.metrics[len(self.tags) - 1]
+        if metric is None:
+            raise Refused("finetune", f"{tag} diverged")
+        shifted = {n: v + len(self.tags) for n, v in weights(model.proto).items()}
+        history = (EpochRecord(0, float("nan"), metric / 2, 0.0, 0.0), EpochRecord(1, 1.0, metric, 0.0, 1.0))
+        return Tuned(with_weights(model, shifted), history)
+
+
+@pytest.mark.parametrize(("metrics", "best"), [((0.5, 0.7, 0.6), 1), ((0.7, 0.7), 0), ((None, 0.1), 1)])
+def test_the_best_goes_on_with_what_it_has_learned(
+    context: Context, monkeypatch: pytest.MonkeyPatch, metrics: tuple[float | None, ...], best: int
+) -> None:
+    students = made(context, "a", "b", "ab")[: len(metrics)]
+    heat = Heat(*metrics)
+    monkeypatch.setattr(heats, "tune", heat)
+    chosen, start = winner(context, SimpleNamespace(), students, "first")  # type: ignore[arg-type]
+    assert chosen is students[best] and heat.shares == [0.1] * len(metrics)
+    assert heat.tags == [f"first-heat{n + 1}" for n in range(len(metrics))]
+    before = weights(prepared(context, chosen.spliced.model).proto)
+    for name, value in weights(start.proto).items():
+        np.testing.assert_array_equal(value, before[name] + best + 1)
+
+
+def test_where_none_can_be_trained_the_reason_is_raised(context: Context, monkeypatch) -> None:
+    monkeypatch.setattr(heats, "tune", Heat(None, None))
+    with pytest.raises(Refused) as refused:
+        winner(context, SimpleNamespace(), made(context, "a", "b"), "first")  # type: ignore[arg-type]
+    assert refused.value.reason == "first-heat2 diverged"
+
+
+def test_one_alone_has_not_to_prove_itself(context: Context, monkeypatch) -> None:
+    monkeypatch.setattr(heats, "tune", Heat())
+    students = made(context, "ac")
+    chosen, start = winner(context, SimpleNamespace(), students, "first")  # type: ignore[arg-type]
+    assert chosen is students[0]
+    assert start.digest == prepared(context, chosen.spliced.model).digest
