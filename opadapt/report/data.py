@@ -220,6 +220,10 @@ class Verdict(_Part):
     adapted: bool = Field(description="whether anything was replaced; otherwise the export is the original")
     target: str | None = Field(description="'2x' or '12ms' as asked for; None: as fast as possible")
     target_reached: bool | None
+    bound: str | None = Field(
+        None,
+        description="which constraint kept it from the target (search, tolerance, latency or data), and how",
+    )
     reason: str
 
 

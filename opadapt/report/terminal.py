@@ -68,6 +68,8 @@ def _summary(report: Report) -> RenderableType:
         + (f", target {report.verdict.target}" if report.verdict.target else "")
         + {True: ": reached", False: ": not reached", None: ""}[report.verdict.target_reached]
     ]
+    if report.verdict.bound is not None:
+        lines.append(f"bound by {report.verdict.bound}")
     if report.accuracy is None:
         lines.append("no data was given: only exact replacements were allowed")
     else:

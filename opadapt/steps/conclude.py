@@ -40,6 +40,7 @@ from opadapt.steps.history import History
 from opadapt.steps.tuning import compare, metric_of
 from opadapt.train.data import Dataset
 
+NO_DATA = "data: without it only exact replacements are tried"
 PACKAGES = ("opadapt", "onnx", "onnxruntime", "torch", "deap", "numpy", "scipy")
 
 
@@ -175,10 +176,14 @@ def _verdict(context: Context, latency: LatencyFacts, history: History, changed:
     reached = None
     if target is not None:
         reached = changed and latency.speedup.value >= target.as_speedup(latency.original_s.value) * 0.999
+    bound = None
+    if reached is False:
+        bound = history.bound(latency.speedup.value) if context.dataset is not None else NO_DATA
     return Verdict(
         adapted=changed,
         target=None if target is None else str(target),
         target_reached=reached,
+        bound=bound,
         reason=history.reason,
     )
 

@@ -48,6 +48,21 @@ class History:
         """Nothing of it is exported after all."""
         self.exact, self.accepted, self.folded, self.reason = [], [], 0, reason
 
+    def bound(self, speedup: float) -> str:
+        """Which constraint kept the run from its target, and how; ``speedup``: of the exported file."""
+        refused = [a for a in self.attempts if not a.accepted]
+        if not self.attempts:
+            return f"search: {self.reason}"
+        if refused and refused[-1].speedup is not None:
+            return f"tolerance: at {refused[-1].speedup:.2f}x {refused[-1].reason}"
+        if refused:
+            return f"search: {refused[-1].reason}"
+        selected = self.attempts[-1]
+        assert selected.speedup is not None  # it was accepted
+        if selected.speedup < selected.aim_speedup:
+            return f"search: no selection was faster than {selected.speedup:.2f}x"
+        return f"latency: {selected.speedup:.2f}x when it was selected, {speedup:.2f}x as exported"
+
     @property
     def replacements(self) -> tuple[Replacement, ...]:
         return (*self.exact, *(_replacement(offer) for offer in self.accepted))

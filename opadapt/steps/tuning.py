@@ -33,6 +33,7 @@ from opadapt.train.norms import with_biases
 
 FEATURES = 9
 RESERVED_MINUTES = 1.0  # of the budget, for export, measuring and the report
+ATTEMPT_SHARE = 0.9  # of what is left for an attempt; a second one goes on from its weights
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _within_budget(context: Context, tag: str, share: float) -> FinetuneConfig:
     if left is None:
         return config
     row = context.journal.once(
-        "plan", tag, lambda: {"minutes": max((left - RESERVED_MINUTES) * share, share)}
+        "plan", tag, lambda: {"minutes": max(left - RESERVED_MINUTES, 1.0) * ATTEMPT_SHARE * share}
     )
     limits = [m for m in (config.minutes, row["minutes"]) if m is not None]
     return config.model_copy(update={"minutes": min(limits)})

@@ -52,14 +52,14 @@ def test_a_share_is_one_of_what_is_left_and_of_the_epochs(
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
     tuned(make_context(budget_minutes=10, finetune={"epochs": 10}), "half", 0.5)
     tuned(make_context(finetune={"epochs": 4, "minutes": 8.0}), "tenth", 0.1)
-    assert [(c.epochs, c.minutes) for c in asked] == [(5, pytest.approx(3.0)), (1, pytest.approx(0.8))]
+    assert [(c.epochs, c.minutes) for c in asked] == [(5, pytest.approx(2.7)), (1, pytest.approx(0.8))]
 
 
-@pytest.mark.parametrize(("wanted", "given"), [(None, 6.0), (2.0, 2.0), (30.0, 6.0)])
+@pytest.mark.parametrize(("wanted", "given"), [(None, 5.4), (2.0, 2.0), (30.0, 5.4)])
 def test_the_minutes_are_cut_to_what_the_budget_leaves(
     make_context: Callable[..., Context], asked: list[FinetuneConfig], monkeypatch, wanted, given
 ) -> None:
-    """3 of 10 minutes are spent, one is kept for the end."""
+    """3 of 10 minutes are spent, one is kept for the end, and a tenth of the rest for a second attempt."""
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
     tuned(make_context(budget_minutes=10, finetune={"minutes": wanted}))
     assert [c.minutes for c in asked] == [pytest.approx(given)]
@@ -74,7 +74,7 @@ def test_a_resumed_run_has_the_minutes_of_the_first(
     clock["s"] = 500.0
     tuned(make_context(budget_minutes=10, finetune={"batch": 99}))  # other work, planned before
     tuned(make_context(budget_minutes=10), "second")
-    assert [c.minutes for c in asked] == [pytest.approx(6.0), pytest.approx(6.0), pytest.approx(1.0)]
+    assert [c.minutes for c in asked] == [pytest.approx(5.4), pytest.approx(5.4), pytest.approx(0.9)]
 
 
 def test_without_a_budget_the_minutes_stay(

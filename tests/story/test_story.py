@@ -37,7 +37,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
 
 def test_ends_faster_and_within_tolerance(story: tuple[Report, Path]) -> None:
     report, _ = story
-    assert report.verdict.adapted and report.verdict.target_reached
+    assert report.verdict.adapted and report.verdict.target_reached and report.verdict.bound is None
     assert report.latency.is_gain and report.latency.speedup.value >= 1.3
     assert report.accuracy is not None and report.accuracy.test is not None
     assert report.accuracy.validation.difference.value >= -40.0
@@ -155,6 +155,7 @@ def test_refused_by_tolerance_backs_off_and_says_so(tmp_path: Path) -> None:
     aims = [a.aim_speedup for a in report.attempts]
     assert aims == sorted(aims, reverse=True) and len(set(aims)) == len(aims)
     assert not report.verdict.adapted and report.verdict.target_reached is False
+    assert report.verdict.bound is not None and report.verdict.bound.startswith("tolerance: at ")
     x = np.ones((1, 1, SIZE, SIZE), np.float32)
     outputs = [
         ort.InferenceSession(str(folder / name)).run(None, {"input": x})[0]
