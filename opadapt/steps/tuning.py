@@ -167,10 +167,14 @@ def _train(
     context: Context, dataset: Dataset, student: Model, config: FinetuneConfig, folder: Path, tag: str
 ) -> FinetuneResult:
     metric = metric_of(context)
-    context.progress.stage(f"fine-tune ({tag})", 1000)
-    chunk = contextlib.ExitStack()
+    context.progress.stage(f"try out threads and layouts to fine-tune with ({tag})")
+    chunk, begun = contextlib.ExitStack(), False
 
     def show(progress: FinetuneProgress) -> None:
+        nonlocal begun
+        if not begun:
+            context.progress.stage(f"fine-tune ({tag})", 1000)
+            begun = True
         context.journal.alive()
         # between two chunks whoever wants to measure on this machine goes first
         chunk.close()
