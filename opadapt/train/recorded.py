@@ -48,7 +48,7 @@ class Recorded:
 
     def find(self, batch: Batch) -> list[Tensor]:
         """The outputs for a batch [batch, ...]; NaN where they are not known."""
-        parts = torch.from_numpy(self._of(batch)).split(self.widths, dim=1)
+        parts = torch.split(torch.from_numpy(self._of(batch)), self.widths, dim=1)
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def _of(self, batch: Batch) -> NDArray[np.float32]:
