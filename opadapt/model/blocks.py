@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
+from opadapt.ir.canonical import digest
+from opadapt.ir.program import Program
 from opadapt.model.graph import Model, reads
 
 LARGEST = (
     24  # nodes in a block: beyond this a search has no chance, and joins far apart would swallow the model
 )
+LONGEST = 160  # nodes in a whole stage: 32 residual blocks of five
+REPEATED = 3  # equal blocks in a row that make a stage
 
 HEADS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _UNARY = frozenset(
@@ -192,3 +196,60 @@ class Finder:
                 inside.add(node)
                 stack.extend(self.activations(node))
         return inside
+
+    def stages(self, programs: Mapping[Span, Program]) -> Iterator[tuple[str, ...]]:
+        """The longest rows of at least three equal spans, each of which alone reads what the one before it gives:
+        the residual blocks of one stage, say, without the first one if that halves the size.
+
+        ``programs`` are the spans to look among, by what they compute. A row inside another is left out, and one of
+        more than ``LONGEST`` nodes is cut.
+        """
+        following = self._following(programs)
+        later = set(following.values())
+        rows = [_row(first, following) for first in following if first not in later]
+        rows = [row for row in rows if len(row) >= REPEATED]
+        known: list[set[str]] = []
+        for row in sorted(rows, key=lambda row: -sum(len(span.nodes) for span in row)):
+            inside = {name for span in row for name in span.nodes}
+            if any(inside <= other for other in known):
+                continue
+            known.append(inside)
+            most = LONGEST // len(row[0].nodes)
+            for part in (row[i : i + most] for i in range(0, len(row), most)):
+                if len(part) >= REPEATED:
+                    yield tuple(name for span in part for name in span.nodes)
+
+    def _following(self, programs: Mapping[Span, Program]) -> dict[Span, Span]:
+        """For each span the equal one that alone reads its output, where there is one. Programs are compared where
+        the operators agree."""
+        starting: dict[tuple[str, ...], list[Span]] = {}
+        for span in programs:
+            if self._repeatable(span):
+                starting.setdefault((span.inputs[0], *self._operators(span)), []).append(span)
+        form = cache(lambda span: digest(programs[span]))
+        found: dict[Span, Span] = {}
+        for (_, *operators), spans in starting.items():
+            for span in spans:
+                for after in starting.get((span.output, *operators), ()):
+                    if self._alone_reads(after, span.output) and form(after) == form(span):
+                        found[span] = after
+        return found
+
+    def _repeatable(self, span: Span) -> bool:
+        """Whether a span has weights, and its output could be its input."""
+        types = self.model.types
+        computes = any(self.model.nodes[name].op_type in HEADS for name in span.nodes)
+        return computes and len(span.inputs) == 1 and types[span.inputs[0]] == types[span.output]
+
+    def _operators(self, span: Span) -> tuple[str, ...]:
+        return tuple(self.model.nodes[name].op_type for name in span.nodes)
+
+    def _alone_reads(self, span: Span, tensor: str) -> bool:
+        return tensor not in self._outputs and set(self.model.consumers.get(tensor, ())) <= set(span.nodes)
+
+
+def _row(first: Span, following: Mapping[Span, Span]) -> list[Span]:
+    row = [first]
+    while row[-1] in following:
+        row.append(following[row[-1]])
+    return row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,11 +10,17 @@ from opadapt.errors import OpadaptError, Refused
 from opadapt.expand import Expanded, expand
 from opadapt.ir.canonical import canonical, digest
 from opadapt.ir.program import Program
-from opadapt.model.blocks import LARGEST, Finder, Span
+from opadapt.model.blocks import LARGEST, LONGEST, Finder, Span
 from opadapt.model.graph import Model
 
-Kind = Literal["operator", "chain", "block"]
+Kind = Literal["operator", "chain", "block", "stage"]
 _MOST_INPUTS = 2
+_MOST_NODES: Mapping[Kind, int] = {
+    "operator": LARGEST,
+    "chain": LARGEST,
+    "block": LARGEST,
+    "stage": LONGEST,
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,8 @@ class Region:
     """A connected part of the model with one tensor leaving it.
 
     ``nodes`` are node names in topological order, ``inputs`` the one or two activations it reads. An *operator*
-    is one node, a *chain* a convolution or product with its activation, a *block* everything larger.
+    is one node, a *chain* a convolution or product with its activation, a *stage* three or more equal regions in a
+    row, a *block* everything else.
     """
 
     name: str
@@ -79,21 +86,23 @@ def regions(model: Model) -> list[Region]:
 
     Operators that ``expand`` accepts alone, chains, and single-entry/single-exit blocks of at most 24 nodes: what
     surrounds every join (residual blocks, squeeze-and-excitation, GELU), the branches of a join, and chains in
-    a row. Names are ``node`` or ``first..last``, unique.
+    a row; then whole stages, the rows of equal ones among these. Names are ``node`` or ``first..last``, unique.
     """
     finder = Finder(model)
     refused = unsupported(model)
+    programs: dict[Span, Program] = {}
     found: dict[frozenset[str], Region] = {}
     names: set[str] = set()
-    for kind, candidates in _candidates(model, finder):
-        spans = (finder.span(set(c)) for c in candidates if len(c) <= LARGEST and not refused.keys() & c)
+    for kind, candidates in _candidates(model, finder, programs):
+        most = _MOST_NODES[kind]
+        spans = (finder.span(set(c)) for c in candidates if len(c) <= most and not refused.keys() & c)
         ordered = sorted((s for s in spans if s is not None), key=lambda s: _order(model, s))
         for span in ordered:
             key = frozenset(span.nodes)
             if key in found or len(span.inputs) > _MOST_INPUTS:
                 continue
             try:
-                _expand(model, span)
+                programs[span] = _expand(model, span).program
             except Refused:
                 continue
             name = span.nodes[0] if len(span.nodes) == 1 else f"{span.nodes[0]}..{span.nodes[-1]}"
@@ -108,10 +117,14 @@ def _order(model: Model, span: Span) -> tuple[int, int]:
     return model.position[span.nodes[0]], len(span.nodes)
 
 
-def _candidates(model: Model, finder: Finder) -> Iterator[tuple[Kind, Iterator[tuple[str, ...]]]]:
+def _candidates(
+    model: Model, finder: Finder, programs: Mapping[Span, Program]
+) -> Iterator[tuple[Kind, Iterator[tuple[str, ...]]]]:
+    """Nodes by kind. ``programs`` fills up with the regions found of them, which stages are made of."""
     yield "operator", ((name,) for name in model.nodes)
     yield "chain", finder.chains()
     yield "block", (c for source in (finder.joins(), finder.sequences()) for c in source)
+    yield "stage", finder.stages(programs)
 
 
 def unsupported(model: Model) -> dict[str, str]:

@@ -143,7 +143,7 @@ class Replacement(_Part):
     """One region that runs another program now."""
 
     region: str
-    kind: Literal["operator", "chain", "block"]
+    kind: Literal["operator", "chain", "block", "stage"]
     nodes: tuple[str, ...]
     rule: str = Field(description="how the program came about: the rewrite rules and mutations")
     before: str = Field(description="program text")

@@ -20,6 +20,12 @@ class SearchConfig(BaseModel):
     )
     space: str = Field("default", description="search space: a shipped name, or a path to a space file")
     top_groups: int = Field(4, ge=1, description="how many groups of equal regions to search, worst first")
+    stages: int = Field(
+        3,
+        ge=0,
+        description="how many whole stages (three or more equal blocks in a row) to search beside the groups, worst "
+        "first; 0: none, and none where the space has no depth choices",
+    )
     max_overlap: float = Field(
         0.5,
         ge=0,
@@ -27,7 +33,9 @@ class SearchConfig(BaseModel):
         description="skip a group if more than this share of its latency is in groups already chosen",
     )
     max_region_nodes: int = Field(
-        10, ge=1, description="largest region to search as one program; what is larger is searched in parts"
+        10,
+        ge=1,
+        description="largest region to search as one program, whole stages aside; what is larger is searched in parts",
     )
     population: int = Field(12, ge=4, description="programs kept from one generation to the next, per group")
     generations: int = Field(3, ge=0, description="generations after the seeds, per group")
@@ -35,7 +43,9 @@ class SearchConfig(BaseModel):
     rewrite: float = Field(
         0.5, ge=0, le=1, description="probability that a mutation is a rule, not a point mutation"
     )
-    max_instructions: int = Field(96, ge=8, description="longest program allowed")
+    max_instructions: int = Field(
+        96, ge=8, description="longest program allowed; where the original is longer, as long as that"
+    )
     max_macs_ratio: float = Field(
         1.5,
         gt=0,

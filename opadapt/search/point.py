@@ -6,11 +6,13 @@ Those that change attributes are in ``point_attributes``; here are those that ch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import combinations
 
 from opadapt.ir.instructions import TABLE
 from opadapt.ir.program import Builder, Instruction, Program, make
 from opadapt.ir.types import BATCH, TensorType
 from opadapt.search import point_attributes
+from opadapt.search.depth import cut_points
 from opadapt.search.edit import DoesNotApply, Mutation, Rng, finish, is_param, pick
 from opadapt.search.space import Space
 
@@ -94,6 +96,17 @@ def shortcut(program: Program, rng: Rng, space: Space) -> Program:
     return _replace_value(program, old, new)
 
 
+def bypass(program: Program, rng: Rng, space: Space) -> Program:
+    """Drop a stretch between two cut points: whole blocks of a stage, which a shortcut would hardly ever meet."""
+    pairs = [
+        (old, new)
+        for new, old in combinations(cut_points(program), 2)
+        if program.types[old] == program.types[new]
+    ]
+    old, new = pick(rng, pairs, "two cut points of one type")
+    return _replace_value(program, old, new)
+
+
 def _insert(program: Program, after: int, grow: Callable[[Builder, int], int]) -> Program:
     """Insert what ``grow`` builds after a value; its readers read the new value."""
     builder = Builder(program.inputs)
@@ -164,6 +177,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "operand": operand,
     "delete": delete,
     "shortcut": shortcut,
+    "bypass": bypass,
     "insert_elementwise": insert_elementwise,
     "insert_depthwise": insert_depthwise,
 }

@@ -34,7 +34,9 @@ class SpaceFile(BaseModel):
         None, description="rules applied to the original for seeds (default: all)"
     )
     choices: dict[str, list[int]] = Field(
-        default={}, description="named lists that rules and mutations choose from"
+        default={},
+        description="named lists that rules, mutations and seeds choose from; depth: percent of the equal parts of a "
+        "stage that a seed keeps",
     )
 
 
@@ -87,7 +89,7 @@ class Space:
         rules = tuple(r for r in self.rules if r.exact)
         names = {r.name for r in rules}
         seeds = tuple(s for s in self.seeds if s in names)
-        return replace(self, rules=rules, instructions=frozenset(), seeds=seeds)
+        return replace(self, rules=rules, instructions=frozenset(), seeds=seeds, choices={})
 
 
 def load_space(space: Path | str = "default") -> Space:

@@ -146,8 +146,9 @@ class Stages:
         return Scores(latency_s, damage)
 
     def _static(self, candidate: Candidate) -> None:
-        if len(candidate.program.body) > self.config.max_instructions:
-            raise Refused("static", f"more than {self.config.max_instructions} instructions")
+        longest = max(self.config.max_instructions, len(self.original.program.body))
+        if len(candidate.program.body) > longest:
+            raise Refused("static", f"more than {longest} instructions")
         bounds = (
             ("MACs", count_macs, self.config.max_macs_ratio),
             ("bytes moved", count_bytes, self.config.max_bytes_ratio),

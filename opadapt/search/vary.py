@@ -13,6 +13,7 @@ from opadapt.errors import ProgramError, Refused
 from opadapt.ir.program import Binding, Builder, Instruction, Program
 from opadapt.search.candidate import Candidate, rebind, tidy
 from opadapt.search.config import SearchConfig
+from opadapt.search.depth import STAGE, depths, evenly, parts, shortened
 from opadapt.search.edit import DoesNotApply, pick
 from opadapt.search.point import MUTATIONS
 from opadapt.search.rewrite import Choice, Match, apply, variants
@@ -39,13 +40,25 @@ def rewrite(candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed
 
 
 def seeds(original: Candidate, space: Space, seed: int, refuse: Refuse = _uncounted) -> Iterator[Candidate]:
-    """Every seed rule of the space applied once, at every match and with every choice."""
+    """The original with fewer of its equal parts, by the depth choices of the space; then every seed rule applied once,
+    at every match and with every choice. A whole stage has no rules among its seeds: they would be hundreds, each of
+    which changes a small part of it. There they come by mutation."""
+    count = len(parts(original.program))
+    for keep in depths(count, space.choices.get("depth", ())):
+        yield _shallower(original, count, keep)
+    if count >= STAGE:
+        return
     for rule in map(space.rule, space.seeds):
         for match, choice in variants(rule, original.program):
             try:
                 yield rewrite(original, rule, match, choice, seed)
             except (ProgramError, Refused) as error:
                 refuse(error)
+
+
+def _shallower(original: Candidate, count: int, keep: int) -> Candidate:
+    program = shortened(original.program, evenly(count, keep))
+    return tidy(program, original.bindings, f"{original.origin} > depth(keep={keep})")
 
 
 def mutate(

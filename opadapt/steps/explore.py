@@ -22,7 +22,7 @@ from opadapt.steps.context import Context
 from opadapt.steps.latency import GroupLatency
 from opadapt.steps.training import GroupTraining
 
-_KINDS = ("block", "chain", "operator")
+_KINDS = ("stage", "block", "chain", "operator")
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class Explored:
 
 def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked]:
     """The groups to search, worst first by measured latency and parameters, without those whose nodes the
-    groups before them cover already."""
+    groups before them cover already; then whole stages, likewise. Those hold what the groups hold: the joint
+    selection decides between them."""
     settings = context.experiment
-    small = [r for r in regions(model) if len(r.nodes) <= settings.search.max_region_nodes]
-    by_key = {group.key: group for group in groups(model, small)}
+    search = settings.search
+    fit = [r for r in regions(model) if r.kind == "stage" or len(r.nodes) <= search.max_region_nodes]
+    by_key = {group.key: group for group in groups(model, fit)}
     nodes = ((key, [n for m in group.members for n in m.region.nodes]) for key, group in by_key.items())
     found = [
         Ranked(by_key[row.name], row.latency_s, row.parameters, row.score)
@@ -75,8 +77,13 @@ def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked
         key=lambda r: (_KINDS.index(r.kind), -r.score, -len(r.group.members[0].region.nodes), r.group.key)
     )
     cost_s = {node.name: node.latency_s for node in profile.nodes}
-    chosen = _without_overlap(found, cost_s, settings.search.max_overlap)
-    return sorted(chosen, key=lambda r: -r.score)[: settings.search.top_groups]
+    stages = search.stages if context.space.choices.get("depth") else 0
+    ranked: list[Ranked] = []
+    for whole, most in ((False, search.top_groups), (True, stages)):
+        alike = [r for r in found if (r.kind == "stage") == whole]
+        chosen = _without_overlap(alike, cost_s, search.max_overlap)
+        ranked += sorted(chosen, key=lambda r: -r.score)[:most]
+    return ranked
 
 
 def _without_overlap(found: Sequence[Ranked], cost_s: dict[str, float], most: float) -> list[Ranked]:

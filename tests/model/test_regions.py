@@ -39,7 +39,7 @@ def _w(*shape: int) -> np.ndarray:
 def test_residual_blocks_of_a_cifar_resnet(shared_models: Path) -> None:
     model = load(shared_models / "cifar10_resnet56.onnx")
     found = regions(model)
-    assert _kinds(found) == {"operator": 146, "chain": 28, "block": 54}
+    assert _kinds(found) == {"operator": 146, "chain": 28, "block": 54, "stage": 3}
     assert unsupported(model) == {}
     sizes = Counter((len(g.members), len(g.members[0].region.nodes)) for g in groups(model, found))
     assert sizes[9, 5] == 1  # stage 1: conv relu conv add relu, nine times

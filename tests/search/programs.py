@@ -28,6 +28,23 @@ def residual_block(channels: int = 16, size: int = 32) -> Program:
     return b.build(b.emit("relu", b.emit("add", inner, 0)))
 
 
+def stage(count: int, channels: int = 4, size: int = 6) -> Program:
+    """Residual blocks in a row, as in one stage of a ResNet; the weights of block k are w<k>a, b<k>a, w<k>b, b<k>b."""
+    b = Builder([TensorType(("N", channels, size, size))])
+    x = 0
+    for k in range(count):
+        inner = conv(b, b.emit("relu", conv(b, x, channels, f"{k}a")), channels, f"{k}b")
+        x = b.emit("relu", b.emit("add", inner, x))
+    return b.build(x)
+
+
+def with_weights(program: Program, seed: int = 0) -> Candidate:
+    """The program with random weights for one member."""
+    rng = np.random.default_rng(seed)
+    binding = {n: rng.standard_normal(s).astype(np.float32) / 6 for n, s in program.params.items()}
+    return tidy(program, (binding,), "original")
+
+
 def block_candidate(members: int = 1, seed: int = 0) -> Candidate:
     """The residual block with random weights for each member."""
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from programs import block_candidate, residual_block
+from programs import block_candidate, residual_block, stage
 
 from opadapt.errors import ProgramError
 from opadapt.ir.canonical import canonical
@@ -120,6 +120,7 @@ CHANGES: dict[str, Callable[[Program, Program], bool]] = {
     "operand": one_operand,
     "delete": fewer,
     "shortcut": fewer,
+    "bypass": fewer,
     "insert_elementwise": one_function_more,
     "insert_depthwise": depthwise_more,
 }
@@ -238,3 +239,13 @@ def test_elementwise_draws_from_the_table_by_arity(line: str, arity: int) -> Non
     allowed = SPACE.instructions - {"tanh", "minimum"}
     found = mutants("elementwise", before, replace(SPACE, instructions=allowed), tries=200)
     assert {after.body[0].op for after in found} == (of_arity & allowed) - {before.body[0].op}
+
+
+# ---- stages ----------------------------------------------------------------------------------------------
+
+
+def test_a_bypass_drops_whole_blocks_of_a_stage() -> None:
+    made = mutants("bypass", canonical(stage(4)))
+    left = Counter(ops(canonical(after))["contract"] for after in made)
+    assert len(made) == 60
+    assert {2, 4, 6} <= set(left) <= {0, 2, 4, 6, 8}  # of eight; where all are left, an activation is gone

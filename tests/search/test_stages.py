@@ -63,9 +63,16 @@ def test_static_bounds_cost_no_measurement() -> None:
     results = asyncio.run(
         stages(latency, Counting([0.1] * 6), SearchConfig(max_instructions=8)).evaluate(BATCH)
     )
-    long = sum(len(c.program.body) > 8 for c in BATCH)
+    long = sum(len(c.program.body) > len(ORIGINAL.program.body) for c in BATCH)
     assert long and latency.asked == len(BATCH) - long
     assert sum(isinstance(r, Refused) and r.stage == "static" for r in results) == long
+
+
+def test_what_is_as_long_as_the_original_is_not_too_long() -> None:
+    config = SearchConfig(max_instructions=8)
+    assert len(ORIGINAL.program.body) > 8
+    made = stages(Counting([0.5]), Counting([0.1]), config)
+    assert asyncio.run(made.evaluate([ORIGINAL])) == [Scores(0.5, 0.1)]
 
 
 @pytest.mark.parametrize(

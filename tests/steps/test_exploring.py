@@ -13,6 +13,7 @@ from opadapt.journal import Journal
 from opadapt.measure.profile import Profile, profile
 from opadapt.search.candidate import Candidate
 from opadapt.search.evolve import Evolution, Individual, Scores
+from opadapt.search.space import load_space
 from opadapt.search.stages import Results
 from opadapt.steps import explore as exploring
 from opadapt.steps import searching
@@ -37,9 +38,9 @@ def nodes_of(one: Ranked) -> set[str]:
 
 
 def test_the_worst_groups_alone(make_context) -> None:
-    everything = ranked(make_context(search={"top_groups": 99}))
+    everything = ranked(make_context(search={"top_groups": 99, "stages": 0}))
     assert len(everything) > 2
-    some = ranked(make_context(search={"top_groups": 2}))
+    some = ranked(make_context(search={"top_groups": 2, "stages": 0}))
     assert [r.group.key for r in some] == [r.group.key for r in everything[:2]]
 
 
@@ -49,6 +50,7 @@ def test_no_region_is_larger_than_allowed(make_context) -> None:
             len(m.region.nodes)
             for r in ranked(make_context(search={"top_groups": 99, "max_region_nodes": most}))
             for m in r.group.members
+            if r.kind != "stage"
         }
         for most in (1, 2, 10)
     }
@@ -57,11 +59,29 @@ def test_no_region_is_larger_than_allowed(make_context) -> None:
 
 def test_groups_may_share_as_much_as_allowed(make_context) -> None:
     def shared(most: float) -> bool:
-        found = ranked(make_context(search={"top_groups": 99, "max_overlap": most}))
+        found = ranked(make_context(search={"top_groups": 99, "max_overlap": most, "stages": 0}))
         nodes = [n for r in found for n in nodes_of(r)]
         return len(nodes) > len(set(nodes))
 
     assert not shared(0.0) and shared(1.0)
+
+
+def test_whole_stages_come_after_the_groups_and_beside_them(make_context) -> None:
+    groups = ranked(make_context(search={"top_groups": 2, "stages": 0}))
+    both = ranked(make_context(search={"top_groups": 2, "stages": 1}))
+    assert [r.group.key for r in both[:2]] == [r.group.key for r in groups]
+    (whole,) = both[2:]
+    assert whole.kind == "stage" and len(whole.group.members) == 1
+    blocks = next(r for r in groups if r.kind == "block")
+    assert nodes_of(whole) == nodes_of(blocks)  # both are searched, and the selection decides
+    assert whole.member_s == pytest.approx(blocks.latency_s)
+
+
+def test_no_stages_in_a_space_without_depths(make_context) -> None:
+    context = make_context(search={"top_groups": 2})
+    assert any(r.kind == "stage" for r in ranked(context))
+    context.space = load_space("quick")
+    assert not any(r.kind == "stage" for r in ranked(context))
 
 
 @pytest.mark.parametrize(("most", "chosen"), [(0.0, "ac"), (0.4, "ac"), (0.6, "abc")])
@@ -113,7 +133,7 @@ def small(make_context, tmp_path):
 
     def make(**settings: object) -> Context:
         search = {"space": "quick", "population": 4, "generations": 1, "top_groups": 3, "finalists": 1}
-        return make_context(write_row(tmp_path / "row.onnx"), search=search, **settings)
+        return make_context(write_row(tmp_path / "row.onnx"), search={"stages": 0, **search}, **settings)
 
     return make
 

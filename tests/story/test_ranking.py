@@ -15,6 +15,7 @@ from opadapt.measure.profile import NodeCost, Profile
 from opadapt.measure.timing import Estimate
 from opadapt.model.graph import Model, Source
 from opadapt.model.normalise import normalise
+from opadapt.search.space import load_space
 from opadapt.steps.explore import rank_groups
 
 
@@ -72,7 +73,7 @@ def test_the_weight_decides_which_group_is_worst(
     experiment = Experiment.model_validate(
         {"model": "m.onnx", "rank": {"weight": weight}, "search": {"max_region_nodes": 1, "top_groups": 2}}
     )
-    context: Any = SimpleNamespace(experiment=experiment)
+    context: Any = SimpleNamespace(experiment=experiment, space=load_space())
     found = rank_groups(context, model, PROFILE)
     assert [(r.group.members[0].region.name, r.score) for r in found] == [
         (name, pytest.approx(score)) for name, score in expected

@@ -77,6 +77,7 @@ metric: {{name: agreement}}
 tolerance: {{points: {points}}}
 search:
   top_groups: 1
+  stages: 0
   population: 6
   generations: 1
   finalists: 3

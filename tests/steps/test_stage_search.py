@@ -1,0 +1,39 @@
+"""A whole stage goes through the steps of any region: latency, distillation and damage of fewer blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opadapt.journal import content_key
+from opadapt.measure.profile import profile
+from opadapt.search.vary import seeds
+from opadapt.steps.activations import record
+from opadapt.steps.explore import original_candidate, rank_groups
+from opadapt.steps.harm import Harm
+from opadapt.steps.latency import GroupLatency
+from opadapt.steps.training import GroupTraining
+
+
+def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_context) -> None:
+    search = {"top_groups": 1, "activation_samples": 64, "probe_samples": 32}
+    context = make_context(search=search, distil={"steps": 4, "batch": 16})
+    model = context.original
+    costs = profile(context.device, model, context.experiment.timing)
+    whole = rank_groups(context, model, costs)[-1]
+    assert whole.kind == "stage"
+    (member,) = whole.group.members
+    candidates = list(seeds(original_candidate(whole.group), context.space, 0))
+    assert [c.origin for c in candidates] == ["original > depth(keep=2)", "original > depth(keep=1)"]
+    latency = GroupLatency(
+        context, model, whole.group, costs.wall.value, whole.member_s, context.quick_timing
+    )
+    two, one = latency.timed(candidates)
+    assert isinstance(one, float) and isinstance(two, float) and one < two < whole.member_s
+    activations = record(context, context.dataset, model, [whole.group], "stage")
+    training = GroupTraining(context, whole.group, activations)
+    tried = list(training.probe(candidates))
+    assert all(isinstance(nmse, float) and np.isfinite(nmse) for nmse in tried)
+    trained = training.finish(candidates, 8)
+    parts = [{member.region: (candidates[c].program, found.binding)} for (c, _), found in trained.items()]
+    damages = Harm(context, context.dataset, model)(parts, [content_key("stage", *task) for task in trained])
+    assert len(damages) == 2 and all(np.isfinite(d) and d > 0 for d in damages)
