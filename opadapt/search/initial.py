@@ -44,6 +44,10 @@ def _zeros(rng: Rng, shape: Sequence[int]) -> Real:
     return np.zeros(tuple(shape))
 
 
+def _full(rng: Rng, shape: Sequence[int], value: float) -> Real:
+    return np.full(tuple(shape), value, dtype=np.float64)
+
+
 def _kaiming(rng: Rng, shape: Sequence[int], fan: int) -> Real:
     """Normal, with variance 2 / fan. arXiv 1502.01852, equation 10."""
     return rng.standard_normal(tuple(shape)) * math.sqrt(2.0 / fan)
@@ -147,10 +151,17 @@ def _lay(have: list[str], want: str, array: Real) -> Real:
 
 
 def _tucker(rng: Rng, w: Real, out_rank: int, in_rank: int) -> tuple[Real, Real, Real]:
-    """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c], by higher-order SVD. arXiv 1511.06530, section 3.1."""
+    """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c]. arXiv 1511.06530, section 3.1.
+
+    By higher-order SVD, improved by two sweeps of alternating least squares, each factor the best for the other one
+    (HOOI: Kolda and Bader 2009, SIAM Review 51, section 4.2).
+    """
     if not (1 <= out_rank <= w.shape[0] and 1 <= in_rank <= w.shape[1]):
         raise ProgramError("tucker: ranks", expected=f"up to {w.shape[:2]}", found=f"{(out_rank, in_rank)}")
     a, b = _principal(w, out_rank), _principal(np.moveaxis(w, 1, 0), in_rank)
+    for _ in range(2):
+        a = _principal(np.einsum("oc...,cr->or...", w, b, optimize=True), out_rank)
+        b = _principal(np.einsum("oc...,os->cs...", w, a, optimize=True), in_rank)
     return b.T, np.einsum("oc...,os,cr->sr...", w, a, b, optimize=True), a
 
 
@@ -165,6 +176,33 @@ def _grouped(rng: Rng, w: Real, groups: int) -> Real:
     out, inner = w.shape[0] // groups, w.shape[1] // groups
     split = w.reshape(out, groups, groups, inner, *w.shape[2:])
     return np.stack([split[:, g, g] for g in range(groups)])
+
+
+def _blocks(rng: Rng, w: Real, groups: int) -> Real:
+    """w[O,C,...] -> [G,O/G,C/G,...]: the blocks on the diagonal, what is nearest to w without the weights off it."""
+    out, inner = w.shape[0] // groups, w.shape[1] // groups
+    split = w.reshape(groups, out, groups, inner, *w.shape[2:])
+    return np.stack([split[g, :, g] for g in range(groups)])
+
+
+def _unfold(rng: Rng, w: Real, pads: Sequence[int], size: int) -> Real:
+    """w[O,C,k,l] of stride 1, low paddings ``pads`` -> [O*size*size,C,size,size]: the same convolution from blocks of
+    size x size positions to themselves. A tap outside of the block reads the nearest position inside."""
+
+    def taps(kernel: int, pad: int) -> Real:
+        """[a,i,k]: 1 where the output at a reads tap k at the block's position i."""
+        at = np.clip(np.arange(size)[:, None] + np.arange(kernel)[None, :] - pad, 0, size - 1)
+        return (at[:, None, :] == np.arange(size)[None, :, None]).astype(np.float64)
+
+    rows, columns = (taps(kernel, pad) for kernel, pad in zip(w.shape[2:], pads, strict=True))
+    full = np.einsum("ockl,aik,bjl->oabcij", w, rows, columns, optimize=True)
+    return full.reshape(-1, w.shape[1], size, size)
+
+
+def _diagonals(rng: Rng, w: Real, count: int) -> Real:
+    """The means of the ``count`` (odd) diagonals in the middle of a square matrix: the nearest band matrix whose
+    rows are all alike, as the kernel of a convolution along its axes."""
+    return np.array([np.diagonal(w, i - count // 2).mean() for i in range(count)])
 
 
 def _channels(rng: Rng, keep: int, *weights: Real) -> Real:
@@ -217,6 +255,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "mean": _mean,
     "sum": _sum,
     "zeros": _zeros,
+    "full": _full,
     "kaiming": _kaiming,
     "identity": _identity,
     "tap": _tap,
@@ -232,6 +271,9 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "factor": _factor,
     "tucker": _tucker,
     "grouped": _grouped,
+    "blocks": _blocks,
+    "unfold": _unfold,
+    "diagonals": _diagonals,
     "channels": _channels,
     "regress": _regress,
     "compose": _compose,
