@@ -18,18 +18,26 @@ class Candidate:
     """A program with one binding per member of the group it is for.
 
     ``origin`` says in words how it was made ("seed", "rule separable", "mutation kernel", "crossover").
+    ``samples``: some recorded values [rows, ...] of the program's inputs for each member, from which new weights may
+    be computed; empty where there are none.
     """
 
     program: Program
     bindings: tuple[Binding, ...]
     origin: str
+    samples: tuple[tuple[Array, ...], ...] = ()
 
     @property
     def digest(self) -> str:
         return digest(self.program)
 
 
-def tidy(program: Program, bindings: tuple[Binding, ...], origin: str) -> Candidate:
+def tidy(
+    program: Program,
+    bindings: tuple[Binding, ...],
+    origin: str,
+    samples: tuple[tuple[Array, ...], ...] = (),
+) -> Candidate:
     """The candidate in canonical form, with the weights of removed parameters dropped."""
     clean = canonical(program)
     kept = tuple({name: binding[name] for name in clean.params} for binding in bindings)
@@ -37,7 +45,7 @@ def tidy(program: Program, bindings: tuple[Binding, ...], origin: str) -> Candid
         for name, shape in clean.params.items():
             if binding[name].shape != tuple(shape):
                 raise ProgramError(f"param '{name}'", expected=str(shape), found=str(binding[name].shape))
-    return Candidate(clean, kept, origin)
+    return Candidate(clean, kept, origin, samples)
 
 
 def inherit(old: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

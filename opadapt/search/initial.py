@@ -1,7 +1,8 @@
 """Initial values of the parameters a rewrite makes, from the matched ones. A table of small closed forms.
 
 Every function takes the rng first, then arrays, integers and strings as the rule writes them, and gives one
-array or a tuple of arrays. All compute in float64 and are cast to float32 by the caller.
+array or a tuple of arrays. All compute in float64 and are cast to float32 by the caller. Where a rule names a value
+that is no parameter, the array is what samples of the inputs make of it, or None where there are no samples.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from opadapt.errors import ProgramError
 
 Rng = np.random.Generator
 Real = NDArray[np.float64]
+
+RIDGE = 1e-3  # of the mean square of the channels, at least
 
 
 def _keep(rng: Rng, w: Real) -> Real:
@@ -212,6 +215,37 @@ def _channels(rng: Rng, keep: int, *weights: Real) -> Real:
     return np.sort(np.argsort(-scores, kind="stable")[:keep]).astype(np.float64)
 
 
+def _active(rng: Rng, keep: int, seen: Real | None, axis: int, *weights: Real) -> Real:
+    """``channels`` by what the data show: the root mean square of the values ``seen`` along their channel ``axis``
+    takes the place of all weights but the last, those that read the values."""
+    if seen is None:
+        return _channels(rng, keep, *weights)
+    others = tuple(a for a in range(seen.ndim) if a != axis)
+    return _channels(rng, keep, np.sqrt(np.square(seen).mean(axis=others)), weights[-1])
+
+
+def _refit(rng: Rng, w: Real, kept: Real, along: int, seen: Real | None, axis: int) -> Real:
+    """``take(w, kept, along)``, with the dropped channels' weights on what the kept ones tell of them.
+
+    Each dropped channel is replaced by the combination of kept ones at the same position that is nearest to it in the
+    values ``seen`` (ridge regression; ``axis`` is that of the channels). Without values, nothing is
+    added. After He et al. 2017, arXiv 1707.06168, section 3.1, who fit the layer's output instead.
+    """
+    left = _take(rng, w, kept, along)
+    if seen is None:
+        return left
+    channels = np.moveaxis(seen, axis, -1).reshape(-1, w.shape[along])
+    chosen = kept.astype(np.int64)
+    dropped = np.setdiff1d(np.arange(w.shape[along]), chosen)
+    moments = channels[:, chosen].T @ channels
+    inner = moments[:, chosen]
+    few = max(RIDGE, len(chosen) / len(channels))  # the fewer the samples, the less they are believed
+    ridge = few * np.trace(inner) / len(chosen) or 1.0
+    mix = np.linalg.solve(inner + ridge * np.eye(len(chosen)), moments[:, dropped])
+    moved = np.tensordot(np.take(w, dropped, axis=along), mix, axes=(along, 1))
+    return left + np.moveaxis(moved, -1, along)
+
+
 def _regress(rng: Rng, target: Real, source: Real) -> Real:
     """For each first-axis element: the factor of ``source`` nearest to ``target`` (least squares)."""
     t, s = target.reshape(target.shape[0], -1), source.reshape(source.shape[0], -1)
@@ -275,6 +309,8 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "unfold": _unfold,
     "diagonals": _diagonals,
     "channels": _channels,
+    "active": _active,
+    "refit": _refit,
     "regress": _regress,
     "compose": _compose,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,11 +21,13 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-def first(rule: Rule, program: Program, binding: Binding, **choice: int) -> tuple[Program, Binding]:
+def first(
+    rule: Rule, program: Program, binding: Binding, samples: Sequence[Array] = (), **choice: int
+) -> tuple[Program, Binding]:
     """The rule applied at its first occurrence (with the choice given, if any)."""
     for match, found in variants(rule, program):
         if all(found[k] == v for k, v in choice.items()):
-            return apply(rule, program, match, found, binding, rng())
+            return apply(rule, program, match, found, binding, rng(), samples)
     raise AssertionError(f"{rule.name} does not apply")
 
 
