@@ -195,11 +195,11 @@ def _unfold(rng: Rng, w: Real, pads: Sequence[int], size: int) -> Real:
     def taps(kernel: int, pad: int) -> Real:
         """[a,i,k]: 1 where the output at a reads tap k at the block's position i."""
         at = np.clip(np.arange(size)[:, None] + np.arange(kernel)[None, :] - pad, 0, size - 1)
-        return (at[:, None, :] == np.arange(size)[None, :, None]).astype(np.float64)
+        return np.asarray(at[:, None, :] == np.arange(size)[None, :, None], dtype=np.float64)
 
     rows, columns = (taps(kernel, pad) for kernel, pad in zip(w.shape[2:], pads, strict=True))
     full = np.einsum("ockl,aik,bjl->oabcij", w, rows, columns, optimize=True)
-    return full.reshape(-1, w.shape[1], size, size)
+    return np.asarray(full.reshape(-1, w.shape[1], size, size))
 
 
 def _diagonals(rng: Rng, w: Real, count: int) -> Real:
