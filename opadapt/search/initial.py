@@ -153,6 +153,29 @@ def _lay(have: list[str], want: str, array: Real) -> Real:
     return np.transpose(array.squeeze(tuple(absent)), [kept.index(letter) for letter in want])
 
 
+def _respond(rng: Rng, w: Real, text: str, rank: int, seen: Real | None, axis: int) -> tuple[Real, Real]:
+    """``factor`` of a layer, nearest in its outputs ``seen`` instead of its weights: onto their principal directions.
+
+    ``axis`` is that of the output channels; the letter of the second factor that w has is theirs. The outputs of white
+    inputs are mixed in, the more the fewer were seen. Without outputs: ``factor``. arXiv 1505.06798, section 3.1.
+    """
+    if seen is None:
+        return _factor(rng, w, text, rank)
+    whole, _, parts = text.partition("->")
+    first, _, second = parts.partition(",")
+    (out,), (letter,) = set(whole) & set(second), set(first) - set(whole)
+    outputs = np.moveaxis(seen, axis, 0).reshape(w.shape[whole.index(out)], -1)
+    white = np.moveaxis(w, whole.index(out), 0).reshape(len(outputs), -1)
+    few = max(RIDGE, len(outputs) / outputs.shape[1])
+    scale = math.sqrt(few * np.square(outputs).sum() / (np.square(white).sum() or 1.0))
+    basis = _principal(np.concatenate([outputs, scale * white], axis=1), rank)
+    reduce = np.einsum(f"{whole},{out}{letter}->{letter}{first.replace(letter, '')}", w, basis, optimize=True)
+    size = np.sqrt(np.sqrt(np.square(reduce).reshape(rank, -1).sum(axis=1)))  # shared by both factors
+    size[size == 0] = 1.0
+    a = np.einsum(f"{letter}{first.replace(letter, '')}->{first}", _rows(rng, reduce, 1 / size))
+    return np.asarray(a), np.asarray(np.einsum(f"{out}{letter}->{second}", basis * size))
+
+
 def _tucker(rng: Rng, w: Real, out_rank: int, in_rank: int) -> tuple[Real, Real, Real]:
     """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c]. arXiv 1511.06530, section 3.1.
 
@@ -303,6 +326,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "rows": _rows,
     "norm_scale": _norm_scale,
     "factor": _factor,
+    "respond": _respond,
     "tucker": _tucker,
     "grouped": _grouped,
     "blocks": _blocks,

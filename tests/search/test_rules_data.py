@@ -11,7 +11,8 @@ from rule_checks import SPACE, error, first, squared_error
 from rule_programs import PROGRAMS, Array, sample, weights
 
 from opadapt.errors import ProgramError
-from opadapt.ir.program import Program
+from opadapt.ir.interpret import run
+from opadapt.ir.program import Binding, Program
 from opadapt.ir.text import parse_program
 from opadapt.search.config import SearchConfig
 from opadapt.search.initial import FUNCTIONS
@@ -88,6 +89,51 @@ def test_least_squares_leaves_kept_channels_as_they_are() -> None:
     np.testing.assert_array_equal(FUNCTIONS["refit"](rng, w, kept, 1, None, 1), w[:, :4])
     nothing: Array = np.zeros_like(seen)
     np.testing.assert_array_equal(FUNCTIONS["refit"](rng, w, kept, 1, nothing, 1), w[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("name", "program_name", "rank"),
+    [
+        ("low_rank_pointwise", "pointwise_pair", 4),
+        ("low_rank_dense", "perceptron", 6),
+        ("low_rank_sequence", "feed_forward", 6),
+        ("low_rank_output", "residual_block", 4),
+        ("low_rank_output_1d", "conv_1d", 3),
+    ],
+)
+def test_low_rank_is_of_the_outputs_where_they_were_seen(name: str, program_name: str, rank: int) -> None:
+    """Inputs that hardly leave a few directions; other rows judge."""
+    program = PROGRAMS[program_name]
+    binding = weights(program)
+    axis = 1 if program_name != "feed_forward" else 2
+    channels = program.inputs[0].at_batch(1)[axis]
+    mixing = np.random.default_rng(0).normal(size=(channels, 3)) @ np.random.default_rng(1).normal(
+        size=(3, channels)
+    )
+    mixing += 0.1 * np.eye(channels)
+
+    def mixed(x: Array) -> Array:
+        return np.moveaxis(np.moveaxis(x, axis, -1) @ mixing, -1, axis).astype(np.float32)
+
+    def loss(result: tuple[Program, Binding]) -> float:
+        inputs = [mixed(sample(program, batch=8, seed=9)[0])]
+        before, after = run(program, inputs, binding), run(result[0], inputs, result[1])
+        return float(np.square(after - before).sum() / np.square(before).sum())
+
+    rule = SPACE.rule(name)
+    blind = first(rule, program, binding, r=rank)
+    seen = first(rule, program, binding, [mixed(recorded(program)[0])], r=rank)
+    assert seen[0] == blind[0]
+    assert loss(seen) < 0.9 * loss(blind)
+
+
+def test_the_full_rank_of_outputs_is_the_layer() -> None:
+    rng = np.random.default_rng(0)
+    w, seen = rng.normal(size=(6, 5, 3, 3)), rng.normal(size=(20, 6, 4, 4))
+    reduce, expand = FUNCTIONS["respond"](rng, w, "ocij->rcij,or", 6, seen, 1)
+    np.testing.assert_allclose(np.einsum("rcij,or->ocij", reduce, expand), w, atol=1e-10)
+    reduce, expand = FUNCTIONS["respond"](rng, w[..., 0, 0].T, "co->cr,ro", 6, seen, 1)
+    np.testing.assert_allclose(reduce @ expand, w[..., 0, 0].T, atol=1e-10)
 
 
 def test_values_that_are_not_finite_refuse_the_rewrite() -> None:
