@@ -44,7 +44,7 @@ def test_channels_that_others_tell_are_made_up_for(
     binding = weights(program)
     np.moveaxis(binding[layer], axis, 0)[1::2] = np.moveaxis(binding[layer], axis, 0)[::2]
     binding[bias][:] = 0  # so that no channel is much weaker than another
-    np.moveaxis(binding[after], read, 0)[1::2] *= 0.2
+    np.moveaxis(binding[after], read, 0)[1::2] *= 0.05
     half = len(binding[bias]) // 2
     blind = first(SPACE.rule(name), program, binding, t=half)
     seen = first(SPACE.rule(name), program, binding, recorded(program), t=half)
