@@ -92,7 +92,7 @@ def _regrouped(old: Array, shape: tuple[int, ...]) -> Array:
 def identity(shape: tuple[int, ...]) -> Array:
     """A depthwise kernel [channels, *kernel] of odd sizes that gives back what it reads."""
     result = np.zeros(shape, np.float32)
-    result[(slice(None), *(size // 2 for size in shape[1:]))] = 1
+    result.reshape(shape[0], -1)[:, result[0].size // 2] = 1
     return result
 
 

@@ -9,7 +9,6 @@ from rule_programs import PROGRAMS, image, weights
 from opadapt.ir.canonical import canonical
 from opadapt.ir.program import Binding, Program
 from opadapt.search.rewrite import apply, variants
-from opadapt.search.space import load_space
 
 
 def reduced(program: Program, binding: Binding) -> tuple[Program, Binding]:
@@ -17,7 +16,7 @@ def reduced(program: Program, binding: Binding) -> tuple[Program, Binding]:
     progress = True
     while progress:
         progress = False
-        for rule in load_space().exact().rules:
+        for rule in SPACE.exact().rules:
             for match, choice in variants(rule, program):
                 program, binding = apply(rule, program, match, choice, binding, rng())
                 progress = True
