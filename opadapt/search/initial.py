@@ -1,7 +1,8 @@
 """Initial values of the parameters a rewrite makes, from the matched ones. A table of small closed forms.
 
 Every function takes the rng first, then arrays, integers and strings as the rule writes them, and gives one
-array or a tuple of arrays. All compute in float64 and are cast to float32 by the caller.
+array or a tuple of arrays. All compute in float64 and are cast to float32 by the caller. Where a rule names a value
+that is no parameter, the array is what samples of the inputs make of it, or None where there are no samples.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from opadapt.errors import ProgramError
 
 Rng = np.random.Generator
 Real = NDArray[np.float64]
+
+RIDGE = 1e-3  # of the mean square of the channels, at least
 
 
 def _keep(rng: Rng, w: Real) -> Real:
@@ -42,6 +45,10 @@ def _sum(rng: Rng, w: Real, axes: Sequence[int]) -> Real:
 
 def _zeros(rng: Rng, shape: Sequence[int]) -> Real:
     return np.zeros(tuple(shape))
+
+
+def _full(rng: Rng, shape: Sequence[int], value: float) -> Real:
+    return np.full(tuple(shape), value, dtype=np.float64)
 
 
 def _kaiming(rng: Rng, shape: Sequence[int], fan: int) -> Real:
@@ -146,11 +153,41 @@ def _lay(have: list[str], want: str, array: Real) -> Real:
     return np.transpose(array.squeeze(tuple(absent)), [kept.index(letter) for letter in want])
 
 
+def _respond(rng: Rng, w: Real, text: str, rank: int, seen: Real | None, axis: int) -> tuple[Real, Real]:
+    """``factor`` of a layer, nearest in its outputs ``seen`` instead of its weights: onto their principal directions.
+
+    ``axis`` is that of the output channels; the letter of the second factor that w has is theirs. The outputs of white
+    inputs are mixed in, the more the fewer were seen. Without outputs: ``factor``. arXiv 1505.06798, section 3.1.
+    """
+    if seen is None:
+        return _factor(rng, w, text, rank)
+    whole, _, parts = text.partition("->")
+    first, _, second = parts.partition(",")
+    (out,), (letter,) = set(whole) & set(second), set(first) - set(whole)
+    outputs = np.moveaxis(seen, axis, 0).reshape(w.shape[whole.index(out)], -1)
+    white = np.moveaxis(w, whole.index(out), 0).reshape(len(outputs), -1)
+    few = max(RIDGE, len(outputs) / outputs.shape[1])
+    scale = math.sqrt(few * np.square(outputs).sum() / (np.square(white).sum() or 1.0))
+    basis = _principal(np.concatenate([outputs, scale * white], axis=1), rank)
+    reduce = np.einsum(f"{whole},{out}{letter}->{letter}{first.replace(letter, '')}", w, basis, optimize=True)
+    size = np.sqrt(np.sqrt(np.square(reduce).reshape(rank, -1).sum(axis=1)))  # shared by both factors
+    size[size == 0] = 1.0
+    a = np.einsum(f"{letter}{first.replace(letter, '')}->{first}", _rows(rng, reduce, 1 / size))
+    return np.asarray(a), np.asarray(np.einsum(f"{out}{letter}->{second}", basis * size))
+
+
 def _tucker(rng: Rng, w: Real, out_rank: int, in_rank: int) -> tuple[Real, Real, Real]:
-    """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c], by higher-order SVD. arXiv 1511.06530, section 3.1."""
+    """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c]. arXiv 1511.06530, section 3.1.
+
+    By higher-order SVD, improved by two sweeps of alternating least squares, each factor the best for the other one
+    (HOOI: Kolda and Bader 2009, SIAM Review 51, section 4.2).
+    """
     if not (1 <= out_rank <= w.shape[0] and 1 <= in_rank <= w.shape[1]):
         raise ProgramError("tucker: ranks", expected=f"up to {w.shape[:2]}", found=f"{(out_rank, in_rank)}")
     a, b = _principal(w, out_rank), _principal(np.moveaxis(w, 1, 0), in_rank)
+    for _ in range(2):
+        a = _principal(np.einsum("oc...,cr->or...", w, b, optimize=True), out_rank)
+        b = _principal(np.einsum("oc...,os->cs...", w, a, optimize=True), in_rank)
     return b.T, np.einsum("oc...,os,cr->sr...", w, a, b, optimize=True), a
 
 
@@ -167,11 +204,69 @@ def _grouped(rng: Rng, w: Real, groups: int) -> Real:
     return np.stack([split[:, g, g] for g in range(groups)])
 
 
+def _blocks(rng: Rng, w: Real, groups: int) -> Real:
+    """w[O,C,...] -> [G,O/G,C/G,...]: the blocks on the diagonal, what is nearest to w without the weights off it."""
+    out, inner = w.shape[0] // groups, w.shape[1] // groups
+    split = w.reshape(groups, out, groups, inner, *w.shape[2:])
+    return np.stack([split[g, :, g] for g in range(groups)])
+
+
+def _unfold(rng: Rng, w: Real, pads: Sequence[int], size: int) -> Real:
+    """w[O,C,k,l] of stride 1, low paddings ``pads`` -> [O*size*size,C,size,size]: the same convolution from blocks of
+    size x size positions to themselves. A tap outside of the block reads the nearest position inside."""
+
+    def taps(kernel: int, pad: int) -> Real:
+        """[a,i,k]: 1 where the output at a reads tap k at the block's position i."""
+        at = np.clip(np.arange(size)[:, None] + np.arange(kernel)[None, :] - pad, 0, size - 1)
+        return np.asarray(at[:, None, :] == np.arange(size)[None, :, None], dtype=np.float64)
+
+    rows, columns = (taps(kernel, pad) for kernel, pad in zip(w.shape[2:], pads, strict=True))
+    full = np.einsum("ockl,aik,bjl->oabcij", w, rows, columns, optimize=True)
+    return np.asarray(full.reshape(-1, w.shape[1], size, size))
+
+
+def _diagonals(rng: Rng, w: Real, count: int) -> Real:
+    """The means of the ``count`` (odd) diagonals in the middle of a square matrix: the nearest band matrix whose
+    rows are all alike, as the kernel of a convolution along its axes."""
+    return np.array([np.diagonal(w, i - count // 2).mean() for i in range(count)])
+
+
 def _channels(rng: Rng, keep: int, *weights: Real) -> Real:
     """Indexes of the ``keep`` first-axis elements with the largest product of L1 norms, in order."""
     norms = [np.abs(w).reshape(w.shape[0], -1).sum(axis=1) for w in weights]
     scores = np.prod([n / (n.mean() or 1.0) for n in norms], axis=0)
     return np.sort(np.argsort(-scores, kind="stable")[:keep]).astype(np.float64)
+
+
+def _active(rng: Rng, keep: int, seen: Real | None, axis: int, *weights: Real) -> Real:
+    """``channels`` by what the data show: the root mean square of the values ``seen`` along their channel ``axis``
+    takes the place of all weights but the last, those that read the values."""
+    if seen is None:
+        return _channels(rng, keep, *weights)
+    others = tuple(a for a in range(seen.ndim) if a != axis)
+    return _channels(rng, keep, np.sqrt(np.square(seen).mean(axis=others)), weights[-1])
+
+
+def _refit(rng: Rng, w: Real, kept: Real, along: int, seen: Real | None, axis: int) -> Real:
+    """``take(w, kept, along)``, with the dropped channels' weights on what the kept ones tell of them.
+
+    Each dropped channel is replaced by the combination of kept ones at the same position that is nearest to it in the
+    values ``seen`` (ridge regression; ``axis`` is that of the channels). Without values, nothing is
+    added. After He et al. 2017, arXiv 1707.06168, section 3.1, who fit the layer's output instead.
+    """
+    left = _take(rng, w, kept, along)
+    if seen is None:
+        return left
+    channels = np.moveaxis(seen, axis, -1).reshape(-1, w.shape[along])
+    chosen = kept.astype(np.int64)
+    dropped = np.setdiff1d(np.arange(w.shape[along]), chosen)
+    moments = channels[:, chosen].T @ channels
+    inner = moments[:, chosen]
+    few = max(RIDGE, len(chosen) / len(channels))  # the fewer the samples, the less they are believed
+    ridge = few * np.trace(inner) / len(chosen) or 1.0
+    mix = np.linalg.solve(inner + ridge * np.eye(len(chosen)), moments[:, dropped])
+    moved = np.tensordot(np.take(w, dropped, axis=along), mix, axes=(along, 1))
+    return left + np.moveaxis(moved, -1, along)
 
 
 def _regress(rng: Rng, target: Real, source: Real) -> Real:
@@ -217,6 +312,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "mean": _mean,
     "sum": _sum,
     "zeros": _zeros,
+    "full": _full,
     "kaiming": _kaiming,
     "identity": _identity,
     "tap": _tap,
@@ -230,9 +326,15 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "rows": _rows,
     "norm_scale": _norm_scale,
     "factor": _factor,
+    "respond": _respond,
     "tucker": _tucker,
     "grouped": _grouped,
+    "blocks": _blocks,
+    "unfold": _unfold,
+    "diagonals": _diagonals,
     "channels": _channels,
+    "active": _active,
+    "refit": _refit,
     "regress": _regress,
     "compose": _compose,
 }

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from opadapt.errors import ProgramError, Refused
 from opadapt.ir.canonical import canonical, live_values
+from opadapt.ir.interpret import run
 from opadapt.ir.program import Binding, Builder, Instruction, Program
 from opadapt.ir.spec import Array, AttrValue
 from opadapt.search.expression import (
@@ -51,9 +53,11 @@ def apply(
     choice: Choice,
     binding: Binding | None,
     rng: np.random.Generator,
+    samples: Sequence[Array] = (),
 ) -> tuple[Program, Binding]:
     """The canonical program with one occurrence replaced, and its parameters' values (none without binding).
 
+    ``samples``: values of the program's inputs, for the initial values that depend on data; they do without if empty.
     New parameters are named after the template's, made unique. Raises Refused where a condition fails, and
     ProgramError where the result does not type-check or a value does not have its parameter's shape.
     """
@@ -83,7 +87,7 @@ def apply(
     result = canonical(builder.build(numbers[program.output]))
     if binding is None:
         return result, {}
-    values = {**binding, **_initial(rule, program, match, metas, names, binding, rng)}
+    values = {**binding, **_initial(rule, program, match, metas, names, binding, rng, samples)}
     for name, shape in result.params.items():
         if name not in values or values[name].shape != shape:
             found = str(values[name].shape) if name in values else "nothing"
@@ -197,13 +201,10 @@ def _initial(
     names: Mapping[str, str],
     binding: Binding,
     rng: np.random.Generator,
+    samples: Sequence[Array],
 ) -> dict[str, Array]:
     """The new parameters' values by their names in the program."""
-    arrays = {
-        name: np.asarray(binding[program[value].attr["name"]], dtype=np.float64)
-        for name, value in match.values.items()
-        if value >= len(program.inputs) and program[value].op == "param"
-    }
+    arrays = _arrays(rule, program, match, binding, samples)
     result: dict[str, Array] = {}
     for targets, call in rule.init.items():
         if not set(targets) <= set(names):
@@ -220,12 +221,32 @@ def _initial(
     return result
 
 
+def _arrays(
+    rule: Rule, program: Program, match: Match, binding: Binding, samples: Sequence[Array]
+) -> dict[str, NDArray[np.float64] | None]:
+    """What the rule's initial values read: parameters, and other values as the samples make them (None without)."""
+    read = {leaf for call in rule.init.values() for leaf in leaves(call) if isinstance(leaf, Reference)}
+    arrays: dict[str, NDArray[np.float64] | None] = {}
+    for name, value in match.values.items():
+        if Reference(name) not in read:
+            continue
+        if value >= len(program.inputs) and program[value].op == "param":
+            arrays[name] = np.asarray(binding[program[value].attr["name"]], dtype=np.float64)
+        elif samples:
+            upto = program.body[: value + 1 - len(program.inputs)]
+            seen = run(Program(program.inputs, upto, value), samples, binding)
+            if not np.isfinite(seen).all():
+                raise ProgramError(f"rule {rule.name}: %{name} is not finite on the samples")
+            arrays[name] = seen.astype(np.float64)
+        else:
+            arrays[name] = None
+    return arrays
+
+
 def _call(
     expr: Expr, metas: Mapping[str, AttrValue], arrays: Mapping[str, Any], rng: np.random.Generator
 ) -> Any:
     if isinstance(expr, Reference):
-        if expr.name not in arrays:
-            raise ProgramError(f"%{expr.name} is no parameter", expected=", ".join(f"%{n}" for n in arrays))
         return arrays[expr.name]
     if isinstance(expr, Call) and expr.name not in INTEGER_FUNCTIONS:
         args = [_call(arg, metas, arrays, rng) for arg in expr.args]

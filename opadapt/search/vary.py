@@ -30,13 +30,14 @@ def _uncounted(error: ProgramError | Refused) -> None:
 
 def rewrite(candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed: int) -> Candidate:
     """The candidate with a rule applied once. Raises ProgramError or Refused where it does not apply."""
+    samples = candidate.samples or ((),) * len(candidate.bindings)
     made = [
-        apply(rule, candidate.program, match, choice, binding, np.random.default_rng(seed))
-        for binding in candidate.bindings
+        apply(rule, candidate.program, match, choice, binding, np.random.default_rng(seed), inputs)
+        for binding, inputs in zip(candidate.bindings, samples, strict=True)
     ]
     label = ", ".join(f"{name}={value}" for name, value in sorted(choice.items()))
     origin = f"{candidate.origin} > {rule.name}" + (f"({label})" if label else "")
-    return tidy(made[0][0], tuple(binding for _, binding in made), origin)
+    return tidy(made[0][0], tuple(binding for _, binding in made), origin, candidate.samples)
 
 
 def seeds(original: Candidate, space: Space, seed: int, refuse: Refuse = _uncounted) -> Iterator[Candidate]:
@@ -92,7 +93,7 @@ def _point(candidate: Candidate, space: Space, rng: np.random.Generator) -> Cand
     program = MUTATIONS[name](candidate.program, rng, space)
     seed = int(rng.integers(2**31))
     bindings = tuple(rebind(program, b, np.random.default_rng(seed)) for b in candidate.bindings)
-    return tidy(program, bindings, f"{candidate.origin} > {name}")
+    return tidy(program, bindings, f"{candidate.origin} > {name}", candidate.samples)
 
 
 def _renamed(program: Program, taken: dict[str, str]) -> list[Instruction]:
@@ -136,7 +137,7 @@ def crossover(first: Candidate, second: Candidate, rng: np.random.Generator) -> 
         {**{names.get(k, k): w for k, w in theirs.items()}, **mine}
         for mine, theirs in zip(first.bindings, second.bindings, strict=True)
     )
-    return tidy(program, bindings, f"({first.origin}) x ({second.origin})")
+    return tidy(program, bindings, f"({first.origin}) x ({second.origin})", first.samples)
 
 
 def _same_weights(name: str, first: tuple[Binding, ...], second: tuple[Binding, ...]) -> bool:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from opadapt.ir.spec import Array
 from opadapt.journal import content_key
 from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
@@ -14,6 +17,10 @@ from opadapt.steps.context import Context
 from opadapt.steps.inputs import sample_batches
 from opadapt.train.capture import capture
 from opadapt.train.data import Dataset
+
+ELEMENTS = (
+    1_000_000  # of one input's samples: 61 rows of 16x32x32, where a convolution takes numpy some 20 ms
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,18 @@ class Activations:
 
     def path(self, tensor: str) -> Path:
         return self.folder / f"{content_key(tensor)}.npy"
+
+    def samples(self, group: Group) -> tuple[tuple[Array, ...], ...]:
+        """For each member the first recorded rows of what its region reads, enough to judge channels by; empty for
+        a program that does not take any number of rows."""
+        inputs = group.program.inputs
+        if any(t.batch_axis != 0 for t in inputs):
+            return ()
+        rows = min(max(ELEMENTS // max(t.elements for t in inputs), 4), 128)
+        return tuple(
+            tuple(np.array(np.load(self.path(name), mmap_mode="r")[:rows]) for name in member.region.inputs)
+            for member in group.members
+        )
 
 
 def record(

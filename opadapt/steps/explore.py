@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from opadapt.errors import Refused
 from opadapt.ir.cost import count_params
+from opadapt.ir.spec import Array
 from opadapt.ir.text import print_program
 from opadapt.journal import content_key
 from opadapt.lower import lower
@@ -99,10 +100,10 @@ def _without_overlap(found: Sequence[Ranked], cost_s: dict[str, float], most: fl
     return chosen
 
 
-def original_candidate(group: Group) -> Candidate:
-    """The group's own program, with the weights of its members."""
+def original_candidate(group: Group, samples: tuple[tuple[Array, ...], ...] = ()) -> Candidate:
+    """The group's own program, with the weights of its members (and samples of what they read, if any)."""
     bindings = tuple(member.expanded.binding for member in group.members)
-    return tidy(group.program, bindings, "original")
+    return tidy(group.program, bindings, "original", samples)
 
 
 async def explore(
@@ -110,7 +111,7 @@ async def explore(
 ) -> Explored:
     """Evolve programs for a group: NSGA-II over latency, damage and parameters, cheapest check first."""
     config = context.experiment.search
-    original = original_candidate(ranked.group)
+    original = original_candidate(ranked.group, activations.samples(ranked.group))
     latency = GroupLatency(
         context, model, ranked.group, profile.wall.value, ranked.member_s, context.quick_timing
     )

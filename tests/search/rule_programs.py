@@ -150,6 +150,24 @@ def normalized() -> Program:
     return b.build(b.relu(b.normalize(b.depthwise(x, "w3"), "n3")))
 
 
+def branches() -> Program:
+    """Sums of parallel layers: 3x3 + 1x1, 3x3 + 3x3, and 3x3 or 1x1 beside the identity in its forms."""
+    b = image(8, 8)
+    x = b.relu(b.emit("add", b.bias(b.conv(0, "w1", 8), "b1"), b.bias(b.pointwise(0, "w2", 8), "b2")))
+    x = b.relu(b.emit("add", b.bias(b.conv(x, "w3", 8), "b3"), b.conv(x, "w4", 8)))
+    x = b.relu(b.emit("add", b.conv(x, "w5", 8), b.normalize(x, "n5")))
+    x = b.relu(b.emit("add", b.bias(b.conv(x, "w6", 8), "b6"), b.scale(x, "s6")))
+    x = b.relu(b.emit("add", b.bias(b.conv(x, "w7", 8), "b7"), x))
+    return b.build(b.emit("add", b.bias(b.pointwise(x, "w8", 8), "b8"), x))
+
+
+def repvgg_block() -> Program:
+    """3x3 + 1x1 + identity, each with its batch normalisation, as RepVGG is trained (arXiv 2101.03697, figure 4)."""
+    b = image(8, 8)
+    inner = b.emit("add", b.normalize(b.conv(0, "w1", 8), "n1"), b.normalize(b.pointwise(0, "w2", 8), "n2"))
+    return b.build(b.relu(b.emit("add", inner, b.normalize(0, "n3"))))
+
+
 def squeeze_excite() -> Program:
     b = image(16, 8)
     s = b.emit("mean", 0, axes=(2, 3), keepdims=1)
@@ -187,6 +205,8 @@ PROGRAMS: dict[str, Program] = {
         linear_pairs,
         scaled,
         normalized,
+        branches,
+        repvgg_block,
         squeeze_excite,
         perceptron,
         feed_forward,

@@ -77,7 +77,7 @@ def test_refusals_before_and_in_the_evaluation_are_counted_together(
     group: Any = SimpleNamespace(program=ORIGINAL.program, members=[member], key="block")
     ranked = step.Ranked(group, ORIGINAL_S, 0, 1.0)
     profile: Any = SimpleNamespace(wall=SimpleNamespace(value=ORIGINAL_S))
-    activations: Any = SimpleNamespace(folder=tmp_path)
+    activations: Any = SimpleNamespace(folder=tmp_path, samples=lambda group: ())
     model: Any = SimpleNamespace(digest="model")
     found = asyncio.run(step.explore(context(), model, profile, ranked, activations))
     assert not found.archive

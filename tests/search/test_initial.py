@@ -32,6 +32,7 @@ def test_pieces_of_weights() -> None:
 
 def test_fresh_weights() -> None:
     assert not np.any(call("zeros", (2, 3)))
+    np.testing.assert_array_equal(call("full", (2, 3), 0.25), np.ones((2, 3)) / 4)
     sample = np.asarray(call("kaiming", (200, 100), fan=50))
     assert sample.std() == pytest.approx(0.2, rel=0.02)
     np.testing.assert_array_equal(call("identity", 3), np.eye(3))
@@ -66,6 +67,40 @@ def test_factor_refuses_other_letters_and_ranks(text: str, rank: int) -> None:
 def test_tucker_refuses_ranks_above_the_channels() -> None:
     with pytest.raises(ProgramError, match="ranks"):
         call("tucker", np.ones((4, 3, 3, 3)), 5, 3)
+
+
+def test_tucker_is_nearer_than_the_higher_order_svd_alone() -> None:
+    w = np.random.default_rng(4).normal(size=(12, 10, 3, 3))
+    for out_rank, in_rank in ((3, 2), (6, 5), (9, 3)):
+        reduce, core, expand = call("tucker", w, out_rank, in_rank)  # type: ignore[misc]
+        a, b = (
+            np.linalg.svd(rows)[0][:, :rank]
+            for rows, rank in ((w.reshape(12, -1), out_rank), (np.moveaxis(w, 1, 0).reshape(10, -1), in_rank))
+        )
+        svd_alone = np.einsum("op,cq,pcij->oqij", a @ a.T, b @ b.T, w)
+        error = np.square(np.einsum("os,srij,rc->ocij", expand, core, reduce) - w).sum()
+        assert error < np.square(svd_alone - w).sum()
+
+
+def test_blocks_are_those_on_the_diagonal() -> None:
+    w = np.random.default_rng(5).normal(size=(4, 6, 3, 3))
+    blocks = np.asarray(call("blocks", w, 2))
+    assert blocks.shape == (2, 2, 3, 3, 3)
+    np.testing.assert_array_equal(blocks[0], w[:2, :3])
+    np.testing.assert_array_equal(blocks[1], w[2:, 3:])
+
+
+def test_unfold_gives_every_tap_to_a_position_of_the_block() -> None:
+    w = np.arange(1.0, 10.0).reshape(1, 1, 3, 3)
+    block = np.asarray(call("unfold", w, (1, 1), 2)).reshape(2, 2, 2, 2)  # of the output, then of the input
+    np.testing.assert_array_equal(block.sum(axis=(2, 3)), [[45, 45], [45, 45]])
+    np.testing.assert_array_equal(block[0, 0], [[1 + 2 + 4 + 5, 3 + 6], [7 + 8, 9]])
+    np.testing.assert_array_equal(block[1, 1], [[1, 2 + 3], [4 + 7, 5 + 6 + 8 + 9]])
+
+
+def test_diagonals_of_a_band_matrix_give_the_kernel_back() -> None:
+    w = np.eye(5) * 2 + np.eye(5, k=1) * 3 - np.eye(5, k=-1)
+    np.testing.assert_array_equal(call("diagonals", w, 3), [-1, 2, 3])
 
 
 @pytest.mark.parametrize("stride", [1, 2])

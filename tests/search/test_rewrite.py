@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from rule_programs import PROGRAMS, Array, Net, image, sample, weights
+from rule_checks import SPACE, changed_error, error, first, rng, single_conv, squared_error, unconditional
+from rule_programs import PROGRAMS, Net, image, sample, weights
 
 from opadapt.errors import ProgramError, Refused
 from opadapt.ir.canonical import canonical, digest
@@ -17,9 +18,8 @@ from opadapt.ir.program import Binding, Program
 from opadapt.ir.text import parse_program, print_program
 from opadapt.ir.types import TensorType
 from opadapt.search.rewrite import Choice, Match, apply, matches, variants
-from opadapt.search.space import Rule, load_space
+from opadapt.search.space import Rule
 
-SPACE = load_space()
 # Rules of which a result of the same or more multiply-accumulates is no surprise.
 NOT_CHEAPER = {
     "branch_removal",  # may keep the branch
@@ -33,36 +33,10 @@ NOT_CHEAPER = {
 }
 
 
-def rng() -> np.random.Generator:
-    return np.random.default_rng(3)
-
-
 def everywhere(rule: Rule) -> Iterator[tuple[str, Match, Choice]]:
     for name, program in PROGRAMS.items():
         for match, choice in variants(rule, program):
             yield name, match, choice
-
-
-def first(rule: Rule, program: Program, binding: Binding, **choice: int) -> tuple[Program, Binding]:
-    """The rule applied at its first occurrence (with the choice given, if any)."""
-    for match, found in variants(rule, program):
-        if all(found[k] == v for k, v in choice.items()):
-            return apply(rule, program, match, found, binding, rng())
-    raise AssertionError(f"{rule.name} does not apply")
-
-
-def error(program: Program, binding: Binding, changed: Program, new: Binding) -> float:
-    """Largest difference of the outputs over the largest output."""
-    inputs = sample(program)
-    before, after = run(program, inputs, binding), run(changed, inputs, new)
-    return float(np.abs(after - before).max() / np.abs(before).max())
-
-
-def squared_error(program: Program, binding: Binding, changed: Program, new: Binding) -> float:
-    """Mean squared difference of the outputs over the mean square of the output."""
-    inputs = sample(program)
-    before, after = run(program, inputs, binding), run(changed, inputs, new)
-    return float(np.square(after - before).mean() / np.square(before).mean())
 
 
 @pytest.mark.parametrize("rule", SPACE.rules, ids=lambda r: r.name)
@@ -126,14 +100,10 @@ FULL_RANK = [
     ("low_rank_sequence", "feed_forward", 24),
     ("low_rank_output", "residual_block", 16),
     ("low_rank_output_1d", "conv_1d", 12),
+    ("low_rank_input", "residual_block", 16),
     ("separable", "residual_block", 48),
     ("separable", "strided_block", 24),
 ]
-
-
-def unconditional(name: str, **choose: tuple[int, ...]) -> Rule:
-    rule = SPACE.rule(name)
-    return replace(rule, where=(), choose={**rule.choose, **choose})
 
 
 @pytest.mark.parametrize(("name", "program_name", "rank"), FULL_RANK)
@@ -167,16 +137,6 @@ def test_full_tucker_ranks_reproduce() -> None:
 
 
 # ---- initial values that keep what they can --------------------------------------------------------------
-
-
-def single_conv(out: int = 16, stride: int = 1, kernel: int = 3, channels: int = 16) -> Program:
-    b = image(channels, 12)
-    return canonical(b.build(b.conv(0, "w", out, kernel=kernel, stride=stride)))
-
-
-def changed_error(name: str, program: Program, w: Mapping[str, Array], **choice: int) -> float:
-    binding = {k: v.astype(np.float32) for k, v in w.items()}
-    return error(program, binding, *first(SPACE.rule(name), program, binding, **choice))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -15,7 +15,7 @@ from programs import block_candidate
 from opadapt.errors import ProgramError, Refused
 from opadapt.ir.interpret import run
 from opadapt.ir.text import parse_program, print_program
-from opadapt.search.candidate import Candidate, inherit
+from opadapt.search.candidate import Candidate, inherit, rebind
 from opadapt.search.config import SearchConfig
 from opadapt.search.edit import DoesNotApply
 from opadapt.search.point import MUTATIONS
@@ -153,3 +153,23 @@ def test_inherit_keeps_leading_channels() -> None:
     assert np.array_equal(cut, old[:4])
     grown = inherit(old, (12, 16, 3, 3), np.random.default_rng(0))
     assert np.array_equal(grown[:8], old) and np.isfinite(grown).all()
+
+
+def test_an_inserted_depthwise_convolution_changes_nothing_yet() -> None:
+    before = run(ORIGINAL.program, [X], ORIGINAL.bindings[0])
+    for seed in range(4):
+        program = MUTATIONS["insert_depthwise"](ORIGINAL.program, np.random.default_rng(seed), SPACE)
+        binding = rebind(program, ORIGINAL.bindings[0], np.random.default_rng(seed))
+        assert len(binding) == len(ORIGINAL.bindings[0]) + 1
+        np.testing.assert_allclose(run(program, [X], binding), before, atol=1e-5)
+
+
+def test_fewer_groups_keep_the_function_and_more_the_weights_inside() -> None:
+    old = np.random.default_rng(0).standard_normal((2, 4, 6, 3, 3)).astype(np.float32)
+    rng = np.random.default_rng(1)
+    dense = inherit(old, (1, 8, 12, 3, 3), rng)
+    assert np.array_equal(dense[0, :4, :6], old[0]) and np.array_equal(dense[0, 4:, 6:], old[1])
+    assert not dense[0, :4, 6:].any() and not dense[0, 4:, :6].any()
+    narrow = inherit(old, (4, 2, 3, 3, 3), rng)
+    assert np.array_equal(narrow[0], old[0, :2, :3]) and np.array_equal(narrow[3], old[1, 2:, 3:])
+    assert np.array_equal(inherit(dense, (2, 4, 6, 3, 3), rng), old)

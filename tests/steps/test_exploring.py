@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from rows import CHANNELS, group_of, separable, write_row
 
+from opadapt.ir.text import parse_program
 from opadapt.journal import Journal
 from opadapt.measure.profile import Profile, profile
+from opadapt.model.regions import Group
 from opadapt.search.candidate import Candidate
 from opadapt.search.evolve import Evolution, Individual, Scores
 from opadapt.search.space import load_space
@@ -20,7 +22,7 @@ from opadapt.steps import searching
 from opadapt.steps.activations import Activations
 from opadapt.steps.ahead import run
 from opadapt.steps.context import Context
-from opadapt.steps.explore import Ranked, explore, rank_groups, spread
+from opadapt.steps.explore import Ranked, explore, original_candidate, rank_groups, spread
 from opadapt.steps.searching import search_groups
 from opadapt.steps.tuning import with_weights
 
@@ -112,7 +114,7 @@ def test_finalists_are_spread_over_the_front(
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Training is made up; the digests of the candidates it was asked for."""
+    """Training is made up, and nothing was recorded; the digests of the candidates it was asked for."""
     asked: list[str] = []
 
     class Training:
@@ -124,6 +126,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                 yield 0.1 + 0.01 * len(asked)
 
     monkeypatch.setattr(exploring, "GroupTraining", Training)
+    monkeypatch.setattr(Activations, "samples", lambda activations, group: ())
     yield asked
 
 
@@ -203,3 +206,45 @@ def test_a_candidate_of_two_rounds_has_a_row_for_each(small, untrained: list[str
         run(explore(context, model, profiled(context), group, Activations(context.cache / str(number))))
     rows = list(context.journal.results("candidate"))
     assert len(rows) == sum(generations) > len({row["program"] for _, row in rows})
+
+
+# what was recorded reaches the initial weights
+
+
+def recorded(context: Context, group: Group, rows: int) -> Activations:
+    """Made-up activations of a group's regions."""
+    found = Activations(context.cache / "made up")
+    found.folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for member in group.members:
+        for name, type_ in zip(member.region.inputs, group.program.inputs, strict=True):
+            np.save(found.path(name), rng.standard_normal(type_.at_batch(rows)).astype(np.float32))
+    return found
+
+
+def test_samples_are_the_first_rows_of_what_each_member_reads(small) -> None:
+    context = small()
+    group = ranked(context)[0].group
+    activations = recorded(context, group, 200)
+    samples = activations.samples(group)
+    assert len(samples) == len(group.members)
+    for member, inputs in zip(group.members, samples, strict=True):
+        for name, array in zip(member.region.inputs, inputs, strict=True):
+            assert 4 <= len(array) <= 128
+            np.testing.assert_array_equal(array, np.load(activations.path(name))[: len(array)])
+    assert original_candidate(group, samples).samples is samples
+    fixed = parse_program("program(f32[1,4]) -> f32[1,4]\n%1 = relu %0\nreturn %1")
+    assert activations.samples(Group("fixed", fixed, group.members)) == ()
+
+
+def test_a_search_begins_with_the_samples(small, untrained: list[str], monkeypatch) -> None:
+    context = small()
+    one = ranked(context)[0]
+    samples = tuple(
+        tuple(np.zeros(t.at_batch(4), np.float32) for t in one.group.program.inputs)
+        for _ in one.group.members
+    )
+    monkeypatch.setattr(Activations, "samples", lambda activations, group: samples)
+    found = run(explore(context, context.original, profiled(context), one, Activations(context.cache / "x")))
+    assert found.archive
+    assert all(i.candidate.samples is samples for i in found.archive)
