@@ -18,9 +18,7 @@ from opadapt.steps.inputs import sample_batches
 from opadapt.train.capture import capture
 from opadapt.train.data import Dataset
 
-ELEMENTS = (
-    1_000_000  # of one input's samples: 61 rows of 16x32x32, where a convolution takes numpy some 20 ms
-)
+ELEMENTS = 1_000_000  # of one input's samples: 61 rows of 16x32x32
 
 
 @dataclass(frozen=True)
