@@ -59,7 +59,8 @@ def seeds(original: Candidate, space: Space, seed: int, refuse: Refuse = _uncoun
 
 def _shallower(original: Candidate, count: int, keep: int) -> Candidate:
     program = shortened(original.program, evenly(count, keep))
-    return tidy(program, original.bindings, f"{original.origin} > depth(keep={keep})")
+    origin = f"{original.origin} > depth(keep={keep})"
+    return tidy(program, original.bindings, origin, original.samples)
 
 
 def mutate(

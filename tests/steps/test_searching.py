@@ -23,6 +23,7 @@ QUICK = {
     "population": 4,
     "generations": 1,
     "top_groups": 3,
+    "stages": 0,
     "finalists": 2,
     "finalist_steps": 4,
     "activation_samples": 32,

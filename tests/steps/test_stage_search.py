@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
+from typing import Any
+
 import numpy as np
 
 from opadapt.journal import content_key
 from opadapt.measure.profile import profile
+from opadapt.search.stages import stream
 from opadapt.search.vary import seeds
 from opadapt.steps.activations import record
+from opadapt.steps.ahead import run
 from opadapt.steps.explore import original_candidate, rank_groups
 from opadapt.steps.harm import Harm
 from opadapt.steps.latency import GroupLatency
 from opadapt.steps.training import GroupTraining
+
+
+async def taken(results: AsyncIterable[Any]) -> list[Any]:
+    return [result async for result in results]
 
 
 def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_context) -> None:
@@ -27,13 +36,14 @@ def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_conte
     latency = GroupLatency(
         context, model, whole.group, costs.wall.value, whole.member_s, context.quick_timing
     )
-    two, one = latency.timed(candidates)
+    two, one = run(taken(latency(stream(candidates))))
     assert isinstance(one, float) and isinstance(two, float) and one < two < whole.member_s
     activations = record(context, context.dataset, model, [whole.group], "stage")
     training = GroupTraining(context, whole.group, activations)
-    tried = list(training.probe(candidates))
+    tried = run(taken(training.probe(stream(candidates))))
     assert all(isinstance(nmse, float) and np.isfinite(nmse) for nmse in tried)
-    trained = training.finish(candidates, 8)
-    parts = [{member.region: (candidates[c].program, found.binding)} for (c, _), found in trained.items()]
-    damages = Harm(context, context.dataset, model)(parts, [content_key("stage", *task) for task in trained])
+    trained = run(taken(training.finish(stream(candidates), 8)))
+    parts = [{member.region: (candidate.program, found.binding)} for candidate, _, found in trained]
+    keys = [content_key("stage", candidate.digest) for candidate, _, _ in trained]
+    damages = run(Harm(context, context.dataset, model)(parts, keys))
     assert len(damages) == 2 and all(np.isfinite(d) and d > 0 for d in damages)
