@@ -151,7 +151,9 @@ class Experiment(BaseModel):
         default_factory=dict, description="input name -> shape, where the model leaves dimensions open"
     )
     target: TargetText | None = Field(
-        None, description="speedup such as 2.5x, or latency such as 12ms; none: as fast as tolerance allows"
+        None,
+        description="speedup such as 2.5x, or latency such as 12ms; none: as fast as tolerance allows, and slower "
+        "models beside it (search.points)",
     )
     budget_minutes: float | None = Field(
         None, gt=0, description="wall time after which no new work is begun, in minutes; none: no limit"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from opadapt.report import wording
-from opadapt.report.data import FrontPoint, OperatorCost, TrainingPoint
+from opadapt.report.data import FrontPoint, OperatorCost, Report, TrainingPoint
 
 BARS_SHOWN = 30
 WIDTH, HEIGHT = 360.0, 220.0  # of the plotting area of a scatter or line chart
@@ -147,6 +147,32 @@ def _front(group: str, points: Sequence[FrontPoint]) -> Chart:
     )
     x_ticks, y_ticks = x.ticks(wording.seconds), y.ticks(lambda v: wording.digits(10**v, 2))
     return Chart(group, "latency", "damage (log scale)", x_ticks, y_ticks, marks)
+
+
+def models(report: Report) -> Chart | None:
+    """Speed-up against the metric, a mark per model of the run and one for the original; None where it made one."""
+    if not report.points or report.accuracy is None:
+        return None
+    metric, unit = report.accuracy.metric, report.accuracy.unit
+    split, first = report.points[0].split
+    marked = [
+        (1.0, first.original, "other", f"the original: {metric} {wording.score(first.original, unit)}"),
+        *(
+            (
+                p.speedup.value,
+                p.split[1].adapted,
+                "front",
+                f"{p.path}: {wording.speedup(p.speedup)}, {metric} {wording.score(p.split[1].adapted, unit)}",
+            )
+            for p in report.points
+        ),
+    ]
+    x = scale([speedup for speedup, *_ in marked], WIDTH)
+    y = scale([value for _, value, *_ in marked], HEIGHT, flipped=True)
+    marks = tuple(Mark(x(speedup), y(value), kind, text) for speedup, value, kind, text in marked)
+    label = f"{metric} on {split}"
+    x_ticks, y_ticks = x.ticks(lambda v: f"{wording.digits(v)}x"), y.ticks(wording.digits)
+    return Chart("models of this run", "speedup", label, x_ticks, y_ticks, marks)
 
 
 def training(points: Sequence[TrainingPoint]) -> tuple[Chart, ...]:

@@ -139,6 +139,22 @@ class AccuracyFacts(_Part):
         return (("validation", self.validation), *((("test", self.test),) if self.test else ()))
 
 
+class PointFacts(_Part):
+    """One of several models of different speed that a run made, exported and measured against the original."""
+
+    path: str = Field(description="of the file, from the run folder")
+    latency_s: Estimate
+    speedup: Estimate = Field(description="original over this one's latency, paired over blocks")
+    validation: Scores
+    test: Scores | None = Field(description="looked at once, after everything was decided")
+    replacements: int
+
+    @property
+    def split(self) -> tuple[str, Scores]:
+        """The split to show, with its name: the test data where there is any."""
+        return ("test", self.test) if self.test else ("validation", self.validation)
+
+
 class Replacement(_Part):
     """One region that runs another program now."""
 
@@ -242,6 +258,9 @@ class Report(_Part):
     latency: LatencyFacts
     energy: EnergyFacts | None = Field(None, description="None where nothing measures it: never estimated")
     accuracy: AccuracyFacts | None = Field(description="None without data: only exact replacements were made")
+    points: tuple[PointFacts, ...] = Field(
+        (), description="the models of a run that made several, the adapted one among them, fastest first"
+    )
     replacements: tuple[Replacement, ...] = ()
     operators: tuple[OperatorCost, ...] = ()
     front: tuple[FrontPoint, ...] = ()

@@ -26,6 +26,7 @@ def render_html(report: Report) -> str:
         wording=wording,
         state=state,
         bars=charts.operator_bars(report.operators),
+        models=charts.models(report),
         fronts=charts.fronts(report.front),
         training=charts.training(report.training),
         sizes=charts,

@@ -87,6 +87,24 @@ def _accuracy_rows(accuracy: AccuracyFacts) -> Iterator[Sequence[object]]:
         yield (f"{accuracy.metric}, {split} ({scores.samples}){by}", *values)
 
 
+def _points(report: Report) -> RenderableType | None:
+    if not report.points:
+        return None
+    return table(
+        "models of this run, fastest first",
+        [
+            ("file", False),
+            ("speedup", True),
+            (f"difference on {report.points[0].split[0]}", True),
+            ("regions", True),
+        ],
+        (
+            (p.path, wording.speedup(p.speedup), wording.difference(p.split[1]), p.replacements)
+            for p in report.points
+        ),
+    )
+
+
 def _replacements(report: Report) -> RenderableType | None:
     if not report.replacements:
         return None
@@ -178,4 +196,14 @@ def _warnings(report: Report) -> RenderableType | None:
     return Group(*(shown(f"warning: {text}", "yellow") for text in report.warnings))
 
 
-_SECTIONS = (_headline, _summary, _replacements, _attempts, _boards, _refusals, _unexpanded, _warnings)
+_SECTIONS = (
+    _headline,
+    _summary,
+    _points,
+    _replacements,
+    _attempts,
+    _boards,
+    _refusals,
+    _unexpanded,
+    _warnings,
+)

@@ -83,6 +83,13 @@ class SearchConfig(BaseModel):
         description="without a target: how many times the tolerance a model may lose before it is fine-tuned; the "
         "fastest such selection is tried first",
     )
+    points: int = Field(
+        3,
+        ge=1,
+        description="without a target: how many models of different speed a round makes, each fine-tuned once with an "
+        "equal share of the time; the fastest accepted one is adapted.onnx, the others that are worth it lie in "
+        "front/. 1: one model, with max_attempts",
+    )
     selections: int = Field(
         1,
         ge=1,

@@ -21,35 +21,34 @@ from opadapt.report.data import (
     LatencyFacts,
     ModelFacts,
     OperatorCost,
+    PointFacts,
     Refusal,
     Report,
-    Scores,
     Unexpanded,
     Verdict,
     write_json,
 )
 from opadapt.report.html import write_html
-from opadapt.steps.assemble import difference
+from opadapt.steps.accuracy import accuracy, check_test
 from opadapt.steps.baseline import measure
 from opadapt.steps.boards import compare_boards
 from opadapt.steps.context import Context
 from opadapt.steps.exact import NOTHING
 from opadapt.steps.final import compare_files
 from opadapt.steps.folding import folded
+from opadapt.steps.front import ADAPTED, front
 from opadapt.steps.history import History
-from opadapt.steps.tuning import compare, metric_of
-from opadapt.train.data import Dataset
 
 NO_DATA = "data: without it only exact replacements are tried"
 PACKAGES = ("opadapt", "onnx", "onnxruntime", "torch", "deap", "numpy", "scipy")
 
 
 def conclude(context: Context, baseline: Profile, model: Model, history: History) -> Report:
-    """Write adapted.onnx, report.json and report.html. An adapted model that is not measurably faster is not
-    exported: the original is, and the verdict says so."""
+    """Write adapted.onnx, front/ where the run made several models, report.json and report.html. An adapted model that
+    is not measurably faster is not exported: the original is, and the verdict says so."""
     experiment = context.experiment
     final = folded(context, model, "adapted model")
-    path = context.folder / "adapted.onnx"
+    path = context.folder / ADAPTED
     context.progress.stage("export and measure the exported file against the original")
     export(final, path, experiment.opset)
     measured = compare_files(context, path)
@@ -63,9 +62,13 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
         _export_original(context, path)
         measured = compare_files(context, path)
     profile = measure(context, final, "adapted")
-    accuracy = None if context.dataset is None else _accuracy(context, context.dataset, final)
-    if accuracy is not None and accuracy.test is not None and changed:
-        _check_test(context, accuracy, accuracy.test)
+    scores: AccuracyFacts | None = None
+    points: tuple[PointFacts, ...] = ()
+    if (dataset := context.dataset) is not None:
+        scores = accuracy(context, dataset, final)
+        if changed:
+            check_test(context, scores, scores.test, ADAPTED)
+        points = front(context, dataset, model, measured.latency, scores, history)
     context.tell_losses()
     _check_state(context, measured.state)
     _check_boards(context, baseline, profile)
@@ -85,7 +88,8 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
         boards=compare_boards(context),
         latency=measured.latency,
         energy=measured.energy,
-        accuracy=accuracy,
+        accuracy=scores,
+        points=points,
         replacements=tuple(history.replacements),
         operators=_operators(baseline, profile),
         front=history.front(),
@@ -114,43 +118,6 @@ def _export_original(context: Context, path: Path) -> None:
         write_atomic(path, (context.folder / "original.onnx").read_bytes())
     else:
         export(context.original, path, context.experiment.opset)
-
-
-def _accuracy(context: Context, dataset: Dataset, final: Model) -> AccuracyFacts:
-    metric = metric_of(context)
-    context.progress.stage("accuracy on the validation and test data")
-    verdicts = {
-        name: compare(context, dataset, final, split, name)
-        for name, split in (("validation", dataset.validation), ("test", dataset.test))
-    }
-    scores = {
-        name: Scores(
-            samples=len(getattr(dataset, name)),
-            original=v.original,
-            adapted=v.candidate,
-            difference=difference(v),
-        )
-        for name, v in verdicts.items()
-    }
-    return AccuracyFacts(
-        metric=metric.name,
-        unit="%" if metric.points == 100 else "",
-        higher_is_better=metric.higher_is_better,
-        tolerance=verdicts["validation"].allowed,
-        reference=context.experiment.tolerance.reference_points,
-        validation=scores["validation"],
-        test=scores["test"],
-    )
-
-
-def _check_test(context: Context, accuracy: AccuracyFacts, test: Scores) -> None:
-    """Acceptance was decided on validation; where the test data says otherwise, the report says so first."""
-    sign = -1 if accuracy.higher_is_better else 1
-    if sign * test.difference.value > accuracy.tolerance:
-        context.warn(
-            f"the test data contradicts the acceptance: {accuracy.metric} changed by "
-            f"{test.difference.value:+.2f} there, the tolerance is {accuracy.tolerance:.2f}"
-        )
 
 
 def _check_boards(context: Context, before: Profile, after: Profile) -> None:

@@ -13,7 +13,7 @@ from opadapt.errors import Refused
 from opadapt.model.graph import Model
 from opadapt.steps.context import Context
 from opadapt.steps.students import Offers, Student, calibrated
-from opadapt.steps.tuning import metric_of, prepared, tune, weights, with_weights
+from opadapt.steps.tuning import WHOLE, Share, metric_of, prepared, tune, weights, with_weights
 from opadapt.train.data import Dataset
 
 TOLL = 4.0  # on every replacement, in mean damages of the mildest selection: from one contender to the next
@@ -36,13 +36,14 @@ def contenders(
 
 
 def winner(
-    context: Context, dataset: Dataset, students: Sequence[Student], tag: str
+    context: Context, dataset: Dataset, students: Sequence[Student], tag: str, share: Share = WHOLE
 ) -> tuple[Student, Model]:
     """The student that a short fine-tuning leaves with the best validation metric, and what it is then, as
-    ``prepared`` gives it. One alone has not to prove itself. Raises Refused where none can be trained."""
+    ``prepared`` gives it. One alone has not to prove itself. ``share``: what the fine-tuning to the end will get.
+    Raises Refused where none can be trained."""
     if len(students) == 1:
         return students[0], prepared(context, students[0].spliced.model)
-    metric, share = metric_of(context), context.experiment.search.heat_share
+    metric, share = metric_of(context), share.part(context.experiment.search.heat_share)
     best: tuple[float, Student, Model] | None = None
     refusal: Refused | None = None
     for number, student in enumerate(students, start=1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from opadapt.experiment import Target
 from opadapt.ir.cost import count_params
@@ -12,6 +12,7 @@ from opadapt.ir.text import print_program
 from opadapt.measure.profile import Profile
 from opadapt.report.data import Attempt, FrontPoint, Replacement, TrainingPoint
 from opadapt.steps.assemble import Assembled
+from opadapt.steps.attempt import Accepted
 from opadapt.steps.explore import Explored
 from opadapt.steps.offer import Offer
 
@@ -24,6 +25,7 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     training: list[TrainingPoint] = field(default_factory=list)
     accepted: list[Offer] = field(default_factory=list)
+    points: list[Accepted] = field(default_factory=list)  # with the offers of the rounds before them
     exact: list[Replacement] = field(default_factory=list)
     folded: int = 0  # nodes that folding took away, without data
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -35,6 +37,7 @@ class History:
         self.training.extend(assembled.training)
         for one in explored:
             self.refusals.update(one.refusals)
+        self.points += [replace(p, offers=(*self.accepted, *p.offers)) for p in assembled.points]
         if assembled.accepted is not None:
             self.accepted.extend(assembled.accepted.offers)
         if assembled.accepted is not None or not self.accepted:
@@ -46,7 +49,7 @@ class History:
 
     def withdraw(self, reason: str) -> None:
         """Nothing of it is exported after all."""
-        self.exact, self.accepted, self.folded, self.reason = [], [], 0, reason
+        self.exact, self.accepted, self.points, self.folded, self.reason = [], [], [], 0, reason
 
     def bound(self, speedup: float) -> str:
         """Which constraint kept the run from its target, and how; ``speedup``: of the exported file."""

@@ -37,6 +37,21 @@ ATTEMPT_SHARE = 0.9  # of what is left for an attempt; a second one goes on from
 
 
 @dataclass(frozen=True)
+class Share:
+    """How much one fine-tuning may take: of the epochs and minutes that are set, and of what the budget leaves."""
+
+    settings: float = 1.0
+    left: float = 1.0
+
+    def part(self, share: float) -> Share:
+        """A share of this share."""
+        return Share(self.settings * share, self.left * share)
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
 class Tuned:
     """A fine-tuned model and its training curve."""
 
@@ -91,13 +106,12 @@ def tune(
     student: Model,
     tag: str,
     replaced: Sequence[str] = (),
-    share: float = 1.0,
+    share: Share = WHOLE,
 ) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
 
-    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. ``share``: how much it
-    may take of what the budget leaves, or of the epochs. Raises Refused where it cannot be trained; that is read from
-    the journal, too.
+    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. Raises Refused where it
+    cannot be trained; that is read from the journal, too.
     """
     config = _within_budget(context, tag, share)
     if config.features is None:
@@ -141,15 +155,15 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _within_budget(context: Context, tag: str, share: float) -> FinetuneConfig:
+def _within_budget(context: Context, tag: str, share: Share) -> FinetuneConfig:
     """The settings cut to a share, and their minutes to what the budget leaves; decided once, so that a resumed run
     trains the same."""
-    config = _part(context.experiment.finetune, share)
+    config = _part(context.experiment.finetune, share.settings)
     left = context.left_minutes()
     if left is None:
         return config
     row = context.journal.once(
-        "plan", tag, lambda: {"minutes": max(left - RESERVED_MINUTES, 1.0) * ATTEMPT_SHARE * share}
+        "plan", tag, lambda: {"minutes": max(left - RESERVED_MINUTES, 1.0) * ATTEMPT_SHARE * share.left}
     )
     limits = [m for m in (config.minutes, row["minutes"]) if m is not None]
     return config.model_copy(update={"minutes": min(limits)})
@@ -158,7 +172,8 @@ def _within_budget(context: Context, tag: str, share: float) -> FinetuneConfig:
 def _part(config: FinetuneConfig, share: float) -> FinetuneConfig:
     if share == 1.0:
         return config
-    epochs = None if config.epochs is None else max(1, round(config.epochs * share))
+    # one epoch at least, none where none is asked for
+    epochs = None if config.epochs is None else min(config.epochs, max(1, round(config.epochs * share)))
     minutes = None if config.minutes is None else config.minutes * share
     return config.model_copy(update={"epochs": epochs, "minutes": minutes})
 

@@ -265,6 +265,26 @@ def test_report_is_rendered_again(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+def test_models_of_a_run_are_shown(tmp_path: Path) -> None:
+    values = json.loads(SAMPLE.read_text())
+    names = ("adapted.onnx", "front/1.53x.onnx")
+    values["points"] = [
+        {
+            "path": name,
+            "latency_s": values["latency"]["adapted_s"],
+            "speedup": values["latency"]["speedup"],
+            "validation": values["accuracy"]["validation"],
+            "test": values["accuracy"]["test"],
+            "replacements": 3,
+        }
+        for name in names
+    ]
+    (tmp_path / "report.json").write_text(json.dumps(values))
+    shown = call("report", tmp_path)
+    assert shown.exit_code == 0 and "models of this run, fastest first" in shown.stdout
+    assert all(name in shown.stdout for name in names)
+
+
 def test_flags_replace_what_they_exclude(model: Path) -> None:
     Path("a.yaml").write_text("model: m\ndata: {x: a.npy, y: b.npy}\ntolerance: {relative_percent: 2}\n")
     shown = call("config", "show", "-c", "a.yaml", "--data", "d.npz", "--tolerance", "0.5", "net.onnx")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from opadapt.errors import RunError
 from opadapt.measure.timing import Estimate
-from opadapt.report.data import LatencyFacts, Report, flat_conditions, read_json, write_json
+from opadapt.report.data import LatencyFacts, PointFacts, Report, flat_conditions, read_json, write_json
 
 SAMPLE = Path(__file__).with_name("sample_report.json")
 
@@ -22,6 +22,22 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (tmp_path / "report.json").read_bytes() == SAMPLE.read_bytes()
     assert read_json(tmp_path / "report.json") == report
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_models_of_a_run_are_read_back(tmp_path: Path) -> None:
+    report = read_json(SAMPLE)
+    assert report.accuracy is not None
+    one = PointFacts(
+        path="front/1.53x.onnx",
+        latency_s=report.latency.adapted_s,
+        speedup=report.latency.speedup,
+        validation=report.accuracy.validation,
+        test=None,
+        replacements=3,
+    )
+    write_json(report.model_copy(update={"points": (one,)}), tmp_path / "report.json")
+    found = read_json(tmp_path / "report.json").points
+    assert found == (one,) and found[0].split == ("validation", one.validation)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +56,13 @@ def test_anything_else_is_refused_by_name(tmp_path: Path, change: dict[str, obje
     with pytest.raises(RunError, match="no report of this version") as caught:
         read_json(path)
     assert f"({named}" in caught.value.message
+
+
+def test_a_report_from_before_several_models_is_read(tmp_path: Path) -> None:
+    values = json.loads(SAMPLE.read_text())
+    del values["points"]
+    (tmp_path / "report.json").write_text(json.dumps(values))
+    assert read_json(tmp_path / "report.json") == read_json(SAMPLE)
 
 
 def test_cut_off_and_missing_files_are_refused(tmp_path: Path) -> None:

@@ -10,8 +10,17 @@ from xml.dom import minidom
 import pytest
 from rich.console import Console
 
+from opadapt.measure.timing import Estimate
 from opadapt.report import charts, wording
-from opadapt.report.data import BoardFacts, OperatorCost, Report, TrainingPoint, read_json
+from opadapt.report.data import (
+    BoardFacts,
+    OperatorCost,
+    PointFacts,
+    Report,
+    Scores,
+    TrainingPoint,
+    read_json,
+)
 from opadapt.report.html import render_html, write_html
 from opadapt.report.terminal import print_report
 
@@ -27,6 +36,7 @@ def sample() -> Report:
 def _empty(report: Report) -> Report:
     """A run that replaced nothing, had no data and no target."""
     lists = (
+        "points",
         "replacements",
         "operators",
         "front",
@@ -84,6 +94,76 @@ def test_boards_of_a_fleet_are_compared(sample: Report) -> None:
     assert "boards" not in _terminal(sample) and "<h2>Boards" not in render_html(sample)
 
 
+def _with_points(report: Report, test: bool = True, evil: str = "front/1.20x.onnx") -> Report:
+    """A run that made three models; the last file is called as told."""
+
+    def scores(value: float) -> Scores:
+        difference = Estimate(value - 91.5, value - 91.9, value - 91.1)
+        return Scores(samples=4990, original=91.5, adapted=value, difference=difference)
+
+    def point(path: str, speedup: float, value: float, replacements: int) -> PointFacts:
+        return PointFacts(
+            path=path,
+            latency_s=Estimate(1.23e-3 / speedup, 1.2e-3 / speedup, 1.26e-3 / speedup),
+            speedup=Estimate(speedup, speedup - 0.05, speedup + 0.05),
+            validation=scores(value),
+            test=scores(value + 0.1) if test else None,
+            replacements=replacements,
+        )
+
+    points = (
+        point("adapted.onnx", 2.13, 90.6, 14),
+        point("front/1.53x.onnx", 1.53, 91.02, 9),
+        point(evil, 1.2, 91.3, 4),
+    )
+    return report.model_copy(update={"points": points})
+
+
+def test_models_of_a_run_are_a_table_fastest_first(sample: Report) -> None:
+    text = _terminal(_with_points(sample))
+    start = text.index("models of this run, fastest first")
+    assert [" ".join(line.split()) for line in text[start:].split("\n\n")[0].splitlines()] == [
+        "models of this run, fastest first",
+        "file speedup difference on test regions",
+        "adapted.onnx 2.13x (2.08 to 2.18) -0.80 (-1.20 to -0.40) 14",
+        "front/1.53x.onnx 1.53x (1.48 to 1.58) -0.38 (-0.78 to +0.02) 9",
+        "front/1.20x.onnx 1.20x (1.15 to 1.25) -0.10 (-0.50 to +0.30) 4",
+    ]
+    assert max(map(len, text.splitlines())) <= 80
+    without_test = _terminal(_with_points(sample, test=False))
+    assert "difference on validation" in without_test and "-0.90 (-1.30 to -0.50)" in without_test
+    assert "models of this run" not in _terminal(sample)
+
+
+def test_models_of_a_run_are_a_chart(sample: Report) -> None:
+    page, evil = render_html(_with_points(sample)), f"{EVIL}[bold]\x1b[31m"
+    assert "<h2>Models of this run, fastest first</h2>" in page
+    (picture,) = re.findall(r"<svg[^>]*models of this run.*?</svg>", page, re.DOTALL)
+    svg = minidom.parseString(picture).documentElement
+    assert svg is not None
+    assert svg.getAttribute("aria-label") == "models of this run: top1 on test over speedup"
+    left, top, width, height = map(float, svg.getAttribute("viewBox").split())
+    circles = svg.getElementsByTagName("circle")
+    places = [(float(c.getAttribute("cx")), float(c.getAttribute("cy"))) for c in circles]
+    assert all(left <= x <= left + width and top <= y <= top + height for x, y in places)
+    # from the fastest to the slowest and to the original: ever further left and higher
+    (original, *models) = places
+    for along in zip(*models, original, strict=True):
+        assert list(along) == sorted(set(along), reverse=True)
+    texts = [c.getElementsByTagName("title")[0].firstChild.data for c in circles]  # type: ignore[union-attr]
+    assert texts[:2] == [
+        "the original: top1 91.50 %",
+        "adapted.onnx: 2.13x (2.08 to 2.18), top1 90.70 %",
+    ]
+    assert "Models of this run" not in render_html(sample)
+
+    report = _with_points(sample, evil=evil)
+    page, text = render_html(report), _terminal(report)
+    assert EVIL not in page and "\x1b" not in text and "script" not in _seen(page)
+    # in the table and in the chart
+    assert page.count("&lt;script&gt;") == render_html(_with_points(sample)).count("&lt;script&gt;") + 2
+
+
 class _Tags(HTMLParser):
     """Counts tags, and checks that those which need an end have one."""
 
@@ -104,6 +184,13 @@ class _Tags(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def _seen(page: str) -> set[str]:
+    tags = _Tags()
+    tags.feed(page)
+    assert not tags.open
+    return tags.seen
 
 
 def test_page_escapes_every_name_and_needs_nothing_else(sample: Report) -> None:

@@ -16,6 +16,8 @@ from opadapt.search.candidate import Candidate
 from opadapt.search.select import Option
 from opadapt.search.space import load_space
 from opadapt.search.vary import seeds
+from opadapt.steps import students
+from opadapt.steps.context import Context
 from opadapt.steps.explore import original_candidate
 from opadapt.steps.offer import Offer
 from opadapt.steps.students import Student, build
@@ -90,6 +92,19 @@ def _offer(member: Member, candidate: Candidate, number: int, saved_s: float, da
 
 def student(model: Model, offers: Sequence[Offer]) -> Student:
     return Student(tuple(offers), build(model, offers), 1.5)
+
+
+def saving(context: Context, claimed: float = 1.0) -> tuple[float, float, dict[str, Offer]]:
+    """Wall time, what one replacement really saves (both in seconds), and offers that claim a multiple of it."""
+    model = context.original
+    group = group_of(model, "a")
+    wall_s = 1.0  # the null device's own times do not matter: only ratios are used
+    one = offers_of(group)["a"]
+    faster = students._speedup(context, model, student(model, [one]).spliced.model)
+    saved_s = wall_s * (1 - 1 / faster)
+    damages = {"a": 3.0, "b": 1.0, "c": 2.0}
+    offers = offers_of(group, claimed * saved_s, damages)
+    return wall_s, saved_s, {offer.option.key: offer for offer in offers.values()}
 
 
 def part(model: Model, source: str, target: str, x: np.ndarray) -> np.ndarray:

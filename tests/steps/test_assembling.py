@@ -7,18 +7,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rows import CHANNELS, SIZE, group_of, offers_of, part, student, write_row
+from rows import CHANNELS, SIZE, group_of, offers_of, part, saving, student, write_row
 
 from opadapt.errors import Refused
 from opadapt.journal import Journal
 from opadapt.model.graph import Model
 from opadapt.steps import assemble as assembling
+from opadapt.steps import attempt as attempting
 from opadapt.steps import students
-from opadapt.steps.assemble import Assembled, _warm, assemble
+from opadapt.steps.assemble import Assembled, assemble
+from opadapt.steps.attempt import Accepted, _warm
 from opadapt.steps.context import Context
 from opadapt.steps.offer import Offer
 from opadapt.steps.students import calibrated, first_goal
-from opadapt.steps.tuning import Tuned, prepared, weights, with_weights
+from opadapt.steps.tuning import WHOLE, Share, Tuned, prepared, weights, with_weights
 from opadapt.train.accept import Verdict
 
 X = np.random.default_rng(1).standard_normal((2, CHANNELS, SIZE, SIZE)).astype(np.float32)
@@ -99,27 +101,17 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Fine-tuning that changes nothing and is never accepted; its tags."""
     tags: list[str] = []
 
-    def tune(context: Context, dataset: object, model: Model, tag: str, replaced: object = ()) -> Tuned:
+    def tune(
+        context: Context, dataset: object, model: Model, tag: str, replaced: object, share: Share
+    ) -> Tuned:
+        assert share == WHOLE
         tags.append(tag)
         return Tuned(model, ())
 
     verdict = Verdict(False, "too much is lost", "agreement", True, 100.0, 90.0, 10.0, 9.0, 11.0, 1.0)
-    monkeypatch.setattr(assembling, "tune", tune)
-    monkeypatch.setattr(assembling, "compare", lambda *arguments: verdict)
+    monkeypatch.setattr(attempting, "tune", tune)
+    monkeypatch.setattr(attempting, "compare", lambda *arguments: verdict)
     yield tags
-
-
-def saving(context: Context, claimed: float = 1.0) -> tuple[float, float, dict[str, Offer]]:
-    """Wall time, what one replacement really saves (both in seconds), and offers that claim a multiple of it."""
-    model = context.original
-    group = group_of(model, "a")
-    wall_s = 1.0  # the null device's own times do not matter: only ratios are used
-    one = offers_of(group)["a"]
-    faster = students._speedup(context, model, student(model, [one]).spliced.model)
-    saved_s = wall_s * (1 - 1 / faster)
-    damages = {"a": 3.0, "b": 1.0, "c": 2.0}
-    offers = offers_of(group, claimed * saved_s, damages)
-    return wall_s, saved_s, {offer.option.key: offer for offer in offers.values()}
 
 
 def attempts(context: Context) -> Assembled:
@@ -194,3 +186,26 @@ def test_without_a_target_as_far_as_training_may_recover(
     goal = first_goal(context, data, context.original, wall_s, offers, reachable)  # type: ignore[arg-type]
     assert screened[-1] == replaced and screened == sorted(screened, reverse=True)
     assert 1 < goal < reachable
+
+
+# one model or several
+
+
+@pytest.mark.parametrize(
+    ("target", "points", "several"), [(False, 3, True), (False, 1, False), (True, 3, False)]
+)
+def test_several_models_only_without_a_target(
+    make_context, tmp_path, refusing: list[str], monkeypatch, target: bool, points: int, several: bool
+) -> None:
+    context = make_context(write_row(tmp_path / "row.onnx"), search={"points": points})
+    wall_s, saved_s, offers = saving(context)
+    goal = wall_s / (wall_s - 1.9 * saved_s)
+    made = [Accepted(context.original, (), speedup, f"{speedup} holds") for speedup in (1.4, 1.6)]
+    monkeypatch.setattr(assembling, "first_goal", lambda *arguments: goal)
+    monkeypatch.setattr(assembling, "several", lambda *arguments: made)
+    data, aim = SimpleNamespace(validation=None), goal if target else None
+    found = assemble(context, data, context.original, wall_s, offers, aim, 0)  # type: ignore[arg-type]
+    assert bool(refusing) is not several
+    assert found.points == (tuple(made) if several else ())
+    if several:  # the fastest, whatever was aimed at
+        assert found.accepted is made[1] and found.reason == "1.6 holds"

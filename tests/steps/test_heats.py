@@ -14,7 +14,7 @@ from opadapt.steps import heats
 from opadapt.steps.context import Context
 from opadapt.steps.heats import TOLL, contenders, winner
 from opadapt.steps.students import Student
-from opadapt.steps.tuning import Tuned, prepared, weights, with_weights
+from opadapt.steps.tuning import Share, Tuned, prepared, weights, with_weights
 from opadapt.train.finetune_config import EpochRecord
 
 
@@ -73,7 +73,7 @@ class Heat:
         self.metrics, self.tags, self.shares = metrics, [], []  # type: ignore[var-annotated]
 
     def __call__(
-        self, context: Context, dataset: object, model: Model, tag: str, replaced: object, share: float
+        self, context: Context, dataset: object, model: Model, tag: str, replaced: object, share: Share
     ) -> Tuned:
         self.tags.append(tag)
         self.shares.append(share)
@@ -92,8 +92,9 @@ def test_the_best_goes_on_with_what_it_has_learned(
     students = made(context, "a", "b", "ab")[: len(metrics)]
     heat = Heat(*metrics)
     monkeypatch.setattr(heats, "tune", heat)
-    chosen, start = winner(context, SimpleNamespace(), students, "first")  # type: ignore[arg-type]
-    assert chosen is students[best] and heat.shares == [0.1] * len(metrics)
+    given = Share(settings=0.5, left=1.0)
+    chosen, start = winner(context, SimpleNamespace(), students, "first", given)  # type: ignore[arg-type]
+    assert chosen is students[best] and heat.shares == [Share(0.05, 0.1)] * len(metrics)
     assert heat.tags == [f"first-heat{n + 1}" for n in range(len(metrics))]
     before = weights(prepared(context, chosen.spliced.model).proto)
     for name, value in weights(start.proto).items():

@@ -1,11 +1,20 @@
-"""What kept a run from its target."""
+"""What kept a run from its target, and what its models are made of."""
 
 from __future__ import annotations
 
 import pytest
+from rows import group_of, offers_of, write_row
 
 from opadapt.report.data import Attempt
+from opadapt.steps.assemble import Assembled
+from opadapt.steps.attempt import Accepted
+from opadapt.steps.context import Context
 from opadapt.steps.history import History
+
+
+@pytest.fixture
+def context(make_context, tmp_path) -> Context:
+    return make_context(write_row(tmp_path / "row.onnx"))
 
 
 def attempt(aim: float, speedup: float | None, accepted: bool, reason: str = "") -> Attempt:
@@ -36,3 +45,19 @@ def attempt(aim: float, speedup: float | None, accepted: bool, reason: str = "")
 )
 def test_which_constraint_bound(attempts: list[Attempt], bound: str) -> None:
     assert History(attempts=attempts).bound(2.9) == bound
+
+
+def test_a_model_of_a_later_round_has_the_replacements_of_those_before(context: Context) -> None:
+    offers = offers_of(group_of(context.original, "a"))
+
+    def accepted(names: str, speedup: float) -> Accepted:
+        return Accepted(context.original, tuple(offers[n] for n in names), speedup, "")
+
+    history = History()
+    for points in ((accepted("ab", 1.5), accepted("a", 1.2)), (accepted("c", 1.1),)):
+        history.add([], Assembled(points[0], (), (), "", points))
+    replaced = ["".join(o.member.region.name for o in p.offers) for p in history.points]
+    assert replaced == ["ab", "a", "abc"]
+    assert [r.region for r in history.replacements] == ["a", "b", "c"]
+    history.withdraw("no gain")
+    assert not history.points and not history.replacements

@@ -13,7 +13,7 @@ from opadapt.journal import Journal
 from opadapt.model.graph import Model
 from opadapt.steps import tuning
 from opadapt.steps.context import Context
-from opadapt.steps.tuning import FEATURES, borders, compare, prepared, tune, with_weights
+from opadapt.steps.tuning import FEATURES, WHOLE, Share, borders, compare, prepared, tune, with_weights
 from opadapt.train.finetune_config import EpochRecord, FinetuneConfig, FinetuneResult
 from opadapt.train.speed import Execution
 
@@ -40,7 +40,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneConfig]:
     return found
 
 
-def tuned(context: Context, tag: str = "first", share: float = 1.0) -> None:
+def tuned(context: Context, tag: str = "first", share: Share = WHOLE) -> None:
     assert context.dataset is not None
     tune(context, context.dataset, prepared(context, context.original), tag, share=share)
 
@@ -50,9 +50,28 @@ def test_a_share_is_one_of_what_is_left_and_of_the_epochs(
 ) -> None:
     """3 of 10 minutes are spent, one is kept for the end."""
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
-    tuned(make_context(budget_minutes=10, finetune={"epochs": 10}), "half", 0.5)
-    tuned(make_context(finetune={"epochs": 4, "minutes": 8.0}), "tenth", 0.1)
+    half, tenth = WHOLE.part(0.5), WHOLE.part(0.1)
+    tuned(make_context(budget_minutes=10, finetune={"epochs": 10}), "half", half)
+    tuned(make_context(finetune={"epochs": 4, "minutes": 8.0}), "tenth", tenth)
     assert [(c.epochs, c.minutes) for c in asked] == [(5, pytest.approx(2.7)), (1, pytest.approx(0.8))]
+
+
+def test_the_last_of_three_has_a_third_of_the_settings_and_all_that_is_left(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig], monkeypatch
+) -> None:
+    """3 of 10 minutes are spent."""
+    monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
+    last = Share(settings=1 / 3, left=1.0)
+    tuned(make_context(budget_minutes=10, finetune={"epochs": 9}), "last", last)
+    tuned(make_context(budget_minutes=10, finetune={"epochs": 9, "minutes": 12.0}), "shorter", last)
+    assert [(c.epochs, c.minutes) for c in asked] == [(3, pytest.approx(5.4)), (3, pytest.approx(4.0))]
+
+
+def test_a_share_of_no_epochs_is_none(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig]
+) -> None:
+    tuned(make_context(finetune={"epochs": 0}), "none", WHOLE.part(1 / 3))
+    assert [c.epochs for c in asked] == [0]
 
 
 @pytest.mark.parametrize(("wanted", "given"), [(None, 5.4), (2.0, 2.0), (30.0, 5.4)])

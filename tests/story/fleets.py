@@ -54,6 +54,7 @@ def choices(report: Report) -> tuple[object, ...]:
     return (
         report.latency,
         report.accuracy,
+        report.points,
         report.replacements,
         report.front,
         report.attempts,

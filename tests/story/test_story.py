@@ -165,13 +165,16 @@ def test_refused_by_tolerance_backs_off_and_says_so(tmp_path: Path) -> None:
 
 
 def test_without_a_target_goes_as_far_as_fine_tuning_may_recover(tmp_path: Path) -> None:
-    report, folder = run(write_experiment(tmp_path, target="null", points=20.0))
+    path = write_experiment(tmp_path, target="null", points=20.0)
+    path.write_text(path.read_text().replace("search:", "search:\n  points: 1"))
+    report, folder = run(path)
     assert report.verdict.target is None and report.verdict.target_reached is None
     screened = [row for _, row in Journal(folder).results("screen")]
     assert screened and report.attempts
     # every step but the last was too far, the first attempt aims where the last one was
     assert all(row["loss"] > 10 * row["allowed"] for row in screened[:-1])
     assert report.verdict.adapted and report.latency.is_gain
+    assert report.points == () and not (folder / "front").exists()
 
 
 def test_without_data_only_exact_replacements(tmp_path: Path) -> None:
