@@ -21,6 +21,7 @@ from opadapt.train.data import Dataset
 
 SHRINK = 0.75  # a refused aim of 1 + g becomes 1 + SHRINK * g
 LEAST_AIM = 1.05
+ATTEMPT_SHARE = 0.9  # of what the budget leaves; a further attempt goes on from this one's weights
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,16 @@ def assemble(
     attempts: list[Attempt] = []
     training: list[TrainingPoint] = []
     refused: tuple[Student, Model] | None = None
-    while len(attempts) < context.experiment.search.max_attempts and goal >= least:
+    settings = context.experiment.search
+    while len(attempts) < settings.max_attempts and goal >= least:
         if attempts and context.stop("attempt", round_, len(attempts)):
             context.warn("the budget leaves no time for another attempt")
             break
         number = len(attempts) + 1
         try:
-            # a second attempt has no time for a choice
-            count = 1 if attempts else context.experiment.search.selections
+            # after one that was trained there is no time for a choice
+            trained = any(attempt.speedup is not None for attempt in attempts)
+            count = 1 if trained else settings.selections
             students = contenders(context, model, wall_s, offers, goal, count)
         except Refused as refusal:
             attempts.append(_attempt(round_, number, goal, None, None, refusal.reason))
@@ -76,13 +79,24 @@ def assemble(
             continue
         tag, student = f"round{round_}-attempt{number}", students[0]
         try:
-            student, start = winner(context, dataset, students, tag)
+            won = winner(context, dataset, students, tag)
+            student, start = won.student, won.start
             context.progress.note(
                 f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
             )
             if refused is not None:
                 start = _warm(start, student, *refused)
-            tuned = tune(context, dataset, start, tag, student.borders)
+            share = ATTEMPT_SHARE if number < settings.max_attempts else 1.0
+            tuned = tune(
+                context,
+                dataset,
+                start,
+                tag,
+                student.borders,
+                part=won.part,
+                share=share,
+                execution=won.execution,
+            )
         except Refused as refusal:
             attempts.append(_attempt(round_, number, goal, student, None, refusal.reason))
             goal = _less(goal)

@@ -58,6 +58,7 @@ async def offers(
         trained = [one async for one in finished]
     context.progress.stage(f"damage of {name}", len(trained))
     harms = await harm(
+        context,
         [{members[m].region: (candidate.program, t.binding)} for candidate, m, t in trained],
         [
             content_key(activations.folder.name, members[m].region.name, candidate.digest, t.nmse)
@@ -95,7 +96,9 @@ class _Finalists:
 
     async def _timed(self) -> AsyncGenerator[Candidate, None]:
         left = iter(self.explored.finalists)
-        results = self._latency(stream([i.candidate for i in self.explored.finalists]))
+        candidates = [i.candidate for i in self.explored.finalists]
+        # side by side with the distillation its progress is the one that is shown
+        results = self._latency(stream(candidates)) if self.context.apart else self._latency.timed(candidates)
         async with contextlib.aclosing(results):
             async for value in results:
                 candidate = next(left).candidate

@@ -59,19 +59,24 @@ class GroupTraining:
         """
         config = self.context.experiment.distil.model_copy(update={"steps": steps})
         tasks: list[tuple[Candidate, int]] = []
+        known = 0
 
         async def items() -> AsyncGenerator[Item, None]:
+            nonlocal known
             async for candidate in candidates:
                 for member in range(len(self.group.members)):
                     tasks.append((candidate, member))
-                    yield self._item(candidate, member, config, self._tried(candidate, member))
+                    item = self._item(candidate, member, config, self._tried(candidate, member))
+                    known += self.context.journal.find("distil", item.key) is not None
+                    yield item
 
         done = 0
         async with contextlib.aclosing(paid_once(self.context, "distil", run_distil, items())) as rows:
             async for row in rows:
                 candidate, member = tasks[done]
                 done += 1
-                self.context.progress.advance(done, "trained")
+                if done >= known:
+                    self.context.progress.advance(done, "trained")
                 if "refused" not in row:
                     binding = self.context.journal.load_arrays(row["weights"])
                     yield candidate, member, Trained(binding, row["nmse"])

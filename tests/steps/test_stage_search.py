@@ -45,5 +45,5 @@ def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_conte
     trained = run(taken(training.finish(stream(candidates), 8)))
     parts = [{member.region: (candidate.program, found.binding)} for candidate, _, found in trained]
     keys = [content_key("stage", candidate.digest) for candidate, _, _ in trained]
-    damages = run(Harm(context, context.dataset, model)(parts, keys))
+    damages = run(Harm(context, context.dataset, model)(context, parts, keys))
     assert len(damages) == 2 and all(np.isfinite(d) and d > 0 for d in damages)
