@@ -96,10 +96,19 @@ class GroupTraining:
         return weights
 
     def _key(self, candidate: Candidate, member: int, config: DistilConfig, start: str | None = None) -> str:
+        """Weights are stored under the names of the program's parameters, which its digest does not see, and begin as the
+        rules of the space say."""
         region = self.group.members[member].region.name
+        names = tuple(candidate.program.params)
         begun = () if start is None else (start,)
         return content_key(
-            self.activations.folder.name, region, candidate.digest, config.model_dump(), *begun
+            self.activations.folder.name,
+            region,
+            candidate.digest,
+            names,
+            self.context.space.digest,
+            config.model_dump(),
+            *begun,
         )
 
     def _item(

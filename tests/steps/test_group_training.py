@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from opadapt.errors import Refused
+from opadapt.ir.text import parse_program, print_program
 from opadapt.lower import raise_model
 from opadapt.model.regions import groups, regions
 from opadapt.search.candidate import Candidate
@@ -113,3 +114,17 @@ def test_a_refused_try_leaves_nothing_to_go_on_from(
         tried = probed(training, candidate)
     assert isinstance(tried, Refused)
     assert set(finished(training, candidate, 2 * SHORT)) == {0, 1, 2}
+
+
+def test_equal_programs_with_other_names_have_weights_of_their_own(context: Context) -> None:
+    """Blocks that are dropped leave the names of those that stay: the same program, written differently."""
+    training, candidate = training_of(context)
+    other = Candidate(
+        parse_program(print_program(candidate.program).replace('name="', 'name="other_')),
+        tuple({f"other_{n}": v for n, v in binding.items()} for binding in candidate.bindings),
+        candidate.origin,
+    )
+    assert other.digest == candidate.digest
+    finished(training, candidate, SHORT)
+    for trained in finished(training, other, SHORT).values():
+        assert set(trained.binding) == set(other.program.params)
