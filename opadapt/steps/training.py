@@ -96,8 +96,8 @@ class GroupTraining:
         return weights
 
     def _key(self, candidate: Candidate, member: int, config: DistilConfig, start: str | None = None) -> str:
-        """Weights are stored under the names of the program's parameters, which its digest does not see, and begin as the
-        rules of the space say."""
+        """Weights are stored under the names of the program's parameters, which its digest does not see, and begin
+        as the rules of the space say."""
         region = self.group.members[member].region.name
         names = tuple(candidate.program.params)
         begun = () if start is None else (start,)
