@@ -44,7 +44,7 @@ class SearchConfig(BaseModel):
         0.5, ge=0, le=1, description="probability that a mutation is a rule, not a point mutation"
     )
     max_instructions: int = Field(
-        96, ge=8, description="longest program allowed; where the original is longer, as long as that"
+        96, ge=8, description="longest program allowed, or half of this more than the original has"
     )
     max_macs_ratio: float = Field(
         1.5,

@@ -146,7 +146,8 @@ class Stages:
         return Scores(latency_s, damage)
 
     def _static(self, candidate: Candidate) -> None:
-        longest = max(self.config.max_instructions, len(self.original.program.body))
+        limit = self.config.max_instructions
+        longest = max(limit, len(self.original.program.body) + limit // 2)
         if len(candidate.program.body) > longest:
             raise Refused("static", f"more than {longest} instructions")
         bounds = (

@@ -132,6 +132,7 @@ async def explore(
         context.space,
         config,
         context.rng("evolve", activations.folder.name, ranked.group.key),
+        whole=ranked.kind == "stage",
     )
     name = ranked.group.members[0].region.name
     context.progress.note(

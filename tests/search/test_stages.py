@@ -19,7 +19,8 @@ from opadapt.search.stages import Results, Stages
 from opadapt.search.vary import seeds
 
 ORIGINAL = block_candidate()
-BATCH = list(seeds(ORIGINAL, load_space(), 0))[:6]
+SEEDS = list(seeds(ORIGINAL, load_space(), 0))
+BATCH = SEEDS[:6]
 
 
 class Counting:
@@ -59,20 +60,34 @@ def test_what_saves_too_little_is_not_worth_training() -> None:
 
 
 def test_static_bounds_cost_no_measurement() -> None:
-    latency = Counting([0.5] * 6)
-    results = asyncio.run(
-        stages(latency, Counting([0.1] * 6), SearchConfig(max_instructions=8)).evaluate(BATCH)
+    limit = len(ORIGINAL.program.body) + 4
+    within, longer = (
+        [c for c in SEEDS if (len(c.program.body) > limit) == long][:3] for long in (False, True)
     )
-    long = sum(len(c.program.body) > len(ORIGINAL.program.body) for c in BATCH)
-    assert long and latency.asked == len(BATCH) - long
-    assert sum(isinstance(r, Refused) and r.stage == "static" for r in results) == long
+    latency = Counting([0.5] * 3)
+    made = stages(latency, Counting([0.1] * 3), SearchConfig(max_instructions=8))
+    results = asyncio.run(made.evaluate([*longer, *within]))
+    assert [isinstance(r, Refused) and r.stage == "static" for r in results] == [True] * 3 + [False] * 3
+    assert latency.asked == 3
 
 
-def test_what_is_as_long_as_the_original_is_not_too_long() -> None:
-    config = SearchConfig(max_instructions=8)
-    assert len(ORIGINAL.program.body) > 8
-    made = stages(Counting([0.5]), Counting([0.1]), config)
-    assert asyncio.run(made.evaluate([ORIGINAL])) == [Scores(0.5, 0.1)]
+@pytest.mark.parametrize(("limit", "spare"), [(8, 4), (16, 8), (40, 23)])
+def test_a_long_original_leaves_room_for_rules_that_lengthen_it(limit: int, spare: int) -> None:
+    """Half of the limit beyond the original's 17 instructions, or the limit where that is more."""
+    program = ORIGINAL.program
+    assert len(program.body) == 17
+    for more, fits in ((0, True), (spare, True), (spare + 1, False)):
+        longer = tuple(make("tanh", (len(program.types) - 1 + i,)) for i in range(more))
+        candidate = Candidate(
+            replace(program, body=program.body + longer, output=program.output + more),
+            ORIGINAL.bindings,
+            "tanh",
+        )
+        config = SearchConfig(max_instructions=limit, max_bytes_ratio=100)
+        made = stages(Counting([0.5]), Counting([0.1]), config)
+        (result,) = asyncio.run(made.evaluate([candidate]))
+        assert (result == Scores(0.5, 0.1)) == fits
+        assert fits or (isinstance(result, Refused) and result.stage == "static")
 
 
 @pytest.mark.parametrize(

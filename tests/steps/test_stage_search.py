@@ -31,7 +31,7 @@ def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_conte
     whole = rank_groups(context, model, costs)[-1]
     assert whole.kind == "stage"
     (member,) = whole.group.members
-    candidates = list(seeds(original_candidate(whole.group), context.space, 0))
+    candidates = list(seeds(original_candidate(whole.group), context.space, 0, whole=True))
     assert [c.origin for c in candidates] == ["original > depth(keep=2)", "original > depth(keep=1)"]
     latency = GroupLatency(
         context, model, whole.group, costs.wall.value, whole.member_s, context.quick_timing
