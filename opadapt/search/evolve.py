@@ -29,10 +29,12 @@ CHAIN = 4  # mutations of a candidate of the random search, at most
 
 @dataclass(frozen=True)
 class Scores:
-    """What evaluation found of a candidate: latency of one member (s) and damage (NMSE, 0 is the original)."""
+    """What evaluation found of a candidate: latency of one member (s) and damage (NMSE, 0 is the original), left after
+    so many rungs of distillation."""
 
     latency_s: float
     damage: float
+    rungs: int = 1
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]

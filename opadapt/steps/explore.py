@@ -122,7 +122,7 @@ async def explore(
         config=config,
         lower=_lowers,
         latency=latency,
-        damage=training.probe,
+        rungs=training.rungs,
         overlap=context.apart,
         advance=context.progress.advance,
     )
@@ -202,5 +202,5 @@ def _journal(
         if isinstance(result, Refused):
             row |= {"refused_by": result.stage, "reason": result.reason}
         else:
-            row |= {"latency_s": result.latency_s, "damage": result.damage}
+            row |= {"latency_s": result.latency_s, "damage": result.damage, "rungs": result.rungs}
         context.journal.once("candidate", key, lambda row=row: row)  # type: ignore[misc]

@@ -53,7 +53,8 @@ async def offers(
         f"distil {len(explored.finalists)} programs for {len(members)} x {name}",
         len(explored.finalists) * len(members),
     )
-    finished = training.finish(candidates, context.experiment.search.finalist_steps)
+    tried = {i.candidate.digest: i.scores.rungs for i in explored.finalists}
+    finished = training.finish(candidates, tried, context.experiment.search.finalist_steps)
     async with contextlib.aclosing(candidates), contextlib.aclosing(finished):
         trained = [one async for one in finished]
     context.progress.stage(f"damage of {name}", len(trained))

@@ -43,7 +43,9 @@ def search_groups(
             explored = await explore(context, model, profile, one, activations)
             found[number] = explored, {}
             if number and context.stop_search(activations.folder.name, one.group.key, "offers"):
-                context.warn(f"the budget left no time for the replacements of {one.group.members[0].region.name}")
+                context.warn(
+                    f"the budget left no time for the replacements of {one.group.members[0].region.name}"
+                )
             else:
                 offered = await offers(context, model, profile, explored, activations, harm)
                 found[number] = explored, offered

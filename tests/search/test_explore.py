@@ -35,7 +35,8 @@ class Slow:
 class Untrained:
     """Nothing is ever fast enough to be trained."""
 
-    def __init__(self, *args: Any) -> None: ...
+    def __init__(self, *args: Any) -> None:
+        self.rungs = (self.probe,)
 
     async def probe(self, candidates: AsyncIterable[Candidate]) -> AsyncGenerator[float, None]:
         async for candidate in candidates:

@@ -118,7 +118,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     asked: list[str] = []
 
     class Training:
-        def __init__(self, *arguments: object) -> None: ...
+        def __init__(self, *arguments: object) -> None:
+            self.rungs = (self.probe,)
 
         async def probe(self, candidates: AsyncIterable[Candidate]) -> Results:
             async for candidate in candidates:

@@ -40,9 +40,11 @@ def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_conte
     assert isinstance(one, float) and isinstance(two, float) and one < two < whole.member_s
     activations = record(context, context.dataset, model, [whole.group], "stage")
     training = GroupTraining(context, whole.group, activations)
-    tried = run(taken(training.probe(stream(candidates))))
-    assert all(isinstance(nmse, float) and np.isfinite(nmse) for nmse in tried)
-    trained = run(taken(training.finish(stream(candidates), 8)))
+    for rung in training.rungs:
+        tried = run(taken(rung(stream(candidates))))
+        assert all(isinstance(nmse, float) and np.isfinite(nmse) for nmse in tried)
+    rungs = {candidate.digest: len(training.rungs) for candidate in candidates}
+    trained = run(taken(training.finish(stream(candidates), rungs, 8)))
     parts = [{member.region: (candidate.program, found.binding)} for candidate, _, found in trained]
     keys = [content_key("stage", candidate.digest) for candidate, _, _ in trained]
     damages = run(Harm(context, context.dataset, model)(context, parts, keys))
