@@ -238,7 +238,7 @@ class Verdict(_Part):
     target_reached: bool | None
     bound: str | None = Field(
         None,
-        description="which constraint kept it from the target (search, tolerance, latency or data), and how",
+        description="which constraint kept it from the target (search, training, tolerance, latency or data), and how",
     )
     reason: str
 

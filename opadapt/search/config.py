@@ -44,7 +44,7 @@ class SearchConfig(BaseModel):
         0.5, ge=0, le=1, description="probability that a mutation is a rule, not a point mutation"
     )
     max_instructions: int = Field(
-        96, ge=8, description="longest program allowed; where the original is longer, as long as that"
+        96, ge=8, description="longest program allowed, or half of this more than the original has"
     )
     max_macs_ratio: float = Field(
         1.5,
@@ -62,6 +62,18 @@ class SearchConfig(BaseModel):
         ge=0,
         lt=1,
         description="share of a region's latency that a program must save to be trained at all",
+    )
+    learned_bounds: bool = Field(
+        True,
+        description="refuse a program unmeasured where what was measured for its group in earlier generations shows "
+        "that it cannot be fast enough",
+    )
+    rungs: int = Field(
+        2,
+        ge=1,
+        description="rungs of distillation in a generation: with 2 every program gets a quarter of distil.steps and "
+        "the better half the whole; with 3 a sixteenth, a quarter, the whole; with 1 every program the whole. What "
+        "stays behind keeps the error it has then, which is pessimistic",
     )
     finalists: int = Field(
         6, ge=1, description="programs per group distilled for every member and offered to selection"

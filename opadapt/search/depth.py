@@ -13,8 +13,6 @@ from opadapt.errors import ProgramError
 from opadapt.ir.canonical import canonical, digest, live_values
 from opadapt.ir.program import Builder, Instruction, Program
 
-STAGE = 3  # equal parts that make a program a whole stage, as in a model
-
 Part = tuple[int, int]  # the value that goes into a part, and the one that comes out
 
 

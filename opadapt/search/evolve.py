@@ -29,10 +29,12 @@ CHAIN = 4  # mutations of a candidate of the random search, at most
 
 @dataclass(frozen=True)
 class Scores:
-    """What evaluation found of a candidate: latency of one member (s) and damage (NMSE, 0 is the original)."""
+    """What evaluation found of a candidate: latency of one member (s) and damage (NMSE, 0 is the original), left after
+    so many rungs of distillation."""
 
     latency_s: float
     damage: float
+    rungs: int = 1
 
 
 class Fitness(base.Fitness):  # type: ignore[misc]
@@ -79,7 +81,8 @@ def _winner(a: Individual, b: Individual) -> Individual:
 class Evolution:
     """Ask for candidates, tell their results, until ``done``. Deterministic given the rng and the results.
 
-    ``refusals`` counts what was made but never asked for, by stage and reason.
+    ``whole``: the original is a whole stage, whose seeds are fewer of its blocks. ``refusals`` counts what was made but
+    never asked for, by stage and reason.
     """
 
     def __init__(
@@ -89,9 +92,11 @@ class Evolution:
         space: Space,
         config: SearchConfig,
         rng: np.random.Generator,
+        *,
+        whole: bool = False,
     ) -> None:
         self.space, self.config, self.rng = space, config, rng
-        self.original = original
+        self.original, self.whole = original, whole
         self.population: list[Individual] = [Individual(original, scores)]
         self.archive: list[Individual] = []
         self.seen: set[str] = {original.digest}
@@ -148,7 +153,8 @@ class Evolution:
         self.refusals[refused.stage, refused.reason] += 1
 
     def _seeds(self) -> list[Candidate]:
-        made = seeds(self.original, self.space, int(self.rng.integers(2**31)), self._refuse)
+        seed = int(self.rng.integers(2**31))
+        made = seeds(self.original, self.space, seed, self._refuse, whole=self.whole)
         return [candidate for candidate in made if self._fresh(candidate)]
 
     def _made(self, make: Callable[[], Candidate]) -> list[Candidate]:

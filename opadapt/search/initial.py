@@ -3,24 +3,25 @@
 Every function takes the rng first, then arrays, integers and strings as the rule writes them, and gives one
 array or a tuple of arrays. All compute in float64 and are cast to float32 by the caller. Where a rule names a value
 that is no parameter, the array is what samples of the inputs make of it, or None where there are no samples.
+
+``keep``, ``mean``, ``zeros``, ``kaiming`` and ``channels`` are for rules of one's own, which are written without Python
+(CONTRIBUTING.md); the shipped ones do without them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opadapt.errors import ProgramError
+from opadapt.search.initial_data import active, channels, refit
+from opadapt.search.initial_factors import factor, respond, tucker
 
 Rng = np.random.Generator
 Real = NDArray[np.float64]
-
-RIDGE = 1e-3  # of the mean square of the channels, at least
 
 
 def _keep(rng: Rng, w: Real) -> Real:
@@ -110,93 +111,6 @@ def _norm_scale(rng: Rng, scale: Real, var: Real, eps: float) -> Real:
     return scale / np.sqrt(var + eps)
 
 
-def _factor(rng: Rng, w: Real, text: str, rank: int = 1) -> tuple[Real, Real]:
-    """The best two factors of a tensor, by truncated SVD, batched over letters that both have.
-
-    ``factor(w, "ocij->rci,orj", rank=8)``: w[o,c,i,j] ~ sum over r of a[r,c,i] b[o,r,j]. The rank letter is
-    the one that w lacks (none: rank 1, summed away). Each takes the square root of the singular values.
-    """
-    whole, _, parts = text.partition("->")
-    first, _, second = parts.partition(",")
-    extra = sorted((set(first) | set(second)) - set(whole))
-    letter = extra[0] if extra else "_"
-    shared = [c for c in whole if c in first and c in second]
-    left = [c for c in whole if c in first and c not in second]
-    right = [c for c in whole if c in second and c not in first]
-    if len(extra) > 1 or len(shared) + len(left) + len(right) != len(whole) or len(whole) != w.ndim:
-        raise ProgramError("factor: letters", expected=f"{w.ndim} letters, all in the factors", found=text)
-    size = dict(zip(whole, w.shape, strict=True))
-    order = [whole.index(c) for c in (*shared, *left, *right)]
-    rows, columns = math.prod(size[c] for c in left), math.prod(size[c] for c in right)
-    if not 1 <= rank <= min(rows, columns):
-        raise ProgramError("factor: rank", expected=f"1 to {min(rows, columns)}", found=str(rank))
-    batch = tuple(size[c] for c in shared)
-    matrix = np.transpose(w, order).reshape(*batch, rows, columns)
-    u, s, v = _svd(matrix.tobytes(), matrix.shape)
-    root = np.sqrt(s[..., :rank])
-    a = (u[..., :rank] * root[..., None, :]).reshape(*batch, *(size[c] for c in left), rank)
-    b = (root[..., None] * v[..., :rank, :]).reshape(*batch, rank, *(size[c] for c in right))
-    return _lay([*shared, *left, letter], first, a), _lay([*shared, letter, *right], second, b)
-
-
-@lru_cache(maxsize=4)
-def _svd(data: bytes, shape: tuple[int, ...]) -> tuple[Real, Real, Real]:
-    """Thin SVD. Kept, as the ranks of one rule are tried one after the other (512x512x3x3 takes seconds)."""
-    u, s, v = np.linalg.svd(np.frombuffer(data).reshape(shape), full_matrices=False)
-    return u, s, v
-
-
-def _lay(have: list[str], want: str, array: Real) -> Real:
-    """Axes in the order wanted; the rank axis, of size 1, goes where it is not wanted."""
-    absent = [axis for axis, letter in enumerate(have) if letter not in want]
-    kept = [letter for letter in have if letter in want]
-    return np.transpose(array.squeeze(tuple(absent)), [kept.index(letter) for letter in want])
-
-
-def _respond(rng: Rng, w: Real, text: str, rank: int, seen: Real | None, axis: int) -> tuple[Real, Real]:
-    """``factor`` of a layer, nearest in its outputs ``seen`` instead of its weights: onto their principal directions.
-
-    ``axis`` is that of the output channels; the letter of the second factor that w has is theirs. The outputs of white
-    inputs are mixed in, the more the fewer were seen. Without outputs: ``factor``. arXiv 1505.06798, section 3.1.
-    """
-    if seen is None:
-        return _factor(rng, w, text, rank)
-    whole, _, parts = text.partition("->")
-    first, _, second = parts.partition(",")
-    (out,), (letter,) = set(whole) & set(second), set(first) - set(whole)
-    outputs = np.moveaxis(seen, axis, 0).reshape(w.shape[whole.index(out)], -1)
-    white = np.moveaxis(w, whole.index(out), 0).reshape(len(outputs), -1)
-    few = max(RIDGE, len(outputs) / outputs.shape[1])
-    scale = math.sqrt(few * np.square(outputs).sum() / (np.square(white).sum() or 1.0))
-    basis = _principal(np.concatenate([outputs, scale * white], axis=1), rank)
-    reduce = np.einsum(f"{whole},{out}{letter}->{letter}{first.replace(letter, '')}", w, basis, optimize=True)
-    size = np.sqrt(np.sqrt(np.square(reduce).reshape(rank, -1).sum(axis=1)))  # shared by both factors
-    size[size == 0] = 1.0
-    a = np.einsum(f"{letter}{first.replace(letter, '')}->{first}", _rows(rng, reduce, 1 / size))
-    return np.asarray(a), np.asarray(np.einsum(f"{out}{letter}->{second}", basis * size))
-
-
-def _tucker(rng: Rng, w: Real, out_rank: int, in_rank: int) -> tuple[Real, Real, Real]:
-    """w[o,c,...] ~ a[o,s] core[s,r,...] b[r,c]. arXiv 1511.06530, section 3.1.
-
-    By higher-order SVD, improved by two sweeps of alternating least squares, each factor the best for the other one
-    (HOOI: Kolda and Bader 2009, SIAM Review 51, section 4.2).
-    """
-    if not (1 <= out_rank <= w.shape[0] and 1 <= in_rank <= w.shape[1]):
-        raise ProgramError("tucker: ranks", expected=f"up to {w.shape[:2]}", found=f"{(out_rank, in_rank)}")
-    a, b = _principal(w, out_rank), _principal(np.moveaxis(w, 1, 0), in_rank)
-    for _ in range(2):
-        a = _principal(np.einsum("oc...,cr->or...", w, b, optimize=True), out_rank)
-        b = _principal(np.einsum("oc...,os->cs...", w, a, optimize=True), in_rank)
-    return b.T, np.einsum("oc...,os,cr->sr...", w, a, b, optimize=True), a
-
-
-def _principal(w: Real, rank: int) -> Real:
-    """The first left singular vectors [n, rank] of w[n, ...], from the eigenvectors of the Gram matrix."""
-    rows = w.reshape(w.shape[0], -1)
-    return np.asarray(np.linalg.eigh(rows @ rows.T)[1][:, : -rank - 1 : -1])
-
-
 def _grouped(rng: Rng, w: Real, groups: int) -> Real:
     """w[O,C,...] -> [G,O/G,C/G,...]: output j*G+g (a channel shuffle) keeps its weights on input group g."""
     out, inner = w.shape[0] // groups, w.shape[1] // groups
@@ -229,44 +143,6 @@ def _diagonals(rng: Rng, w: Real, count: int) -> Real:
     """The means of the ``count`` (odd) diagonals in the middle of a square matrix: the nearest band matrix whose
     rows are all alike, as the kernel of a convolution along its axes."""
     return np.array([np.diagonal(w, i - count // 2).mean() for i in range(count)])
-
-
-def _channels(rng: Rng, keep: int, *weights: Real) -> Real:
-    """Indexes of the ``keep`` first-axis elements with the largest product of L1 norms, in order."""
-    norms = [np.abs(w).reshape(w.shape[0], -1).sum(axis=1) for w in weights]
-    scores = np.prod([n / (n.mean() or 1.0) for n in norms], axis=0)
-    return np.sort(np.argsort(-scores, kind="stable")[:keep]).astype(np.float64)
-
-
-def _active(rng: Rng, keep: int, seen: Real | None, axis: int, *weights: Real) -> Real:
-    """``channels`` by what the data show: the root mean square of the values ``seen`` along their channel ``axis``
-    takes the place of all weights but the last, those that read the values."""
-    if seen is None:
-        return _channels(rng, keep, *weights)
-    others = tuple(a for a in range(seen.ndim) if a != axis)
-    return _channels(rng, keep, np.sqrt(np.square(seen).mean(axis=others)), weights[-1])
-
-
-def _refit(rng: Rng, w: Real, kept: Real, along: int, seen: Real | None, axis: int) -> Real:
-    """``take(w, kept, along)``, with the dropped channels' weights on what the kept ones tell of them.
-
-    Each dropped channel is replaced by the combination of kept ones at the same position that is nearest to it in the
-    values ``seen`` (ridge regression; ``axis`` is that of the channels). Without values, nothing is
-    added. After He et al. 2017, arXiv 1707.06168, section 3.1, who fit the layer's output instead.
-    """
-    left = _take(rng, w, kept, along)
-    if seen is None:
-        return left
-    channels = np.moveaxis(seen, axis, -1).reshape(-1, w.shape[along])
-    chosen = kept.astype(np.int64)
-    dropped = np.setdiff1d(np.arange(w.shape[along]), chosen)
-    moments = channels[:, chosen].T @ channels
-    inner = moments[:, chosen]
-    few = max(RIDGE, len(chosen) / len(channels))  # the fewer the samples, the less they are believed
-    ridge = few * np.trace(inner) / len(chosen) or 1.0
-    mix = np.linalg.solve(inner + ridge * np.eye(len(chosen)), moments[:, dropped])
-    moved = np.tensordot(np.take(w, dropped, axis=along), mix, axes=(along, 1))
-    return left + np.moveaxis(moved, -1, along)
 
 
 def _regress(rng: Rng, target: Real, source: Real) -> Real:
@@ -325,16 +201,16 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "divide": _divide,
     "rows": _rows,
     "norm_scale": _norm_scale,
-    "factor": _factor,
-    "respond": _respond,
-    "tucker": _tucker,
+    "factor": factor,
+    "respond": respond,
+    "tucker": tucker,
     "grouped": _grouped,
     "blocks": _blocks,
     "unfold": _unfold,
     "diagonals": _diagonals,
-    "channels": _channels,
-    "active": _active,
-    "refit": _refit,
+    "channels": channels,
+    "active": active,
+    "refit": refit,
     "regress": _regress,
     "compose": _compose,
 }

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from opadapt.errors import ProgramError, Refused
 from opadapt.ir.canonical import canonical, live_values
-from opadapt.ir.interpret import run
 from opadapt.ir.program import Binding, Builder, Instruction, Program
 from opadapt.ir.spec import Array, AttrValue
 from opadapt.search.expression import (
@@ -31,6 +30,11 @@ from opadapt.search.pattern import Line
 from opadapt.search.rule import Rule
 
 Choice = Mapping[str, int]
+Look = Callable[[int], Array | None]  # a value of the program as recorded samples make it, if there are any
+
+
+def unseen(value: int) -> None:
+    """The look at a program without samples."""
 
 
 def matches(rule: Rule, program: Program) -> list[Match]:
@@ -53,11 +57,11 @@ def apply(
     choice: Choice,
     binding: Binding | None,
     rng: np.random.Generator,
-    samples: Sequence[Array] = (),
+    look: Look = unseen,
 ) -> tuple[Program, Binding]:
     """The canonical program with one occurrence replaced, and its parameters' values (none without binding).
 
-    ``samples``: values of the program's inputs, for the initial values that depend on data; they do without if empty.
+    ``look`` shows values of the program to the initial values that depend on data; they do without where it gives None.
     New parameters are named after the template's, made unique. Raises Refused where a condition fails, and
     ProgramError where the result does not type-check or a value does not have its parameter's shape.
     """
@@ -87,7 +91,7 @@ def apply(
     result = canonical(builder.build(numbers[program.output]))
     if binding is None:
         return result, {}
-    values = {**binding, **_initial(rule, program, match, metas, names, binding, rng, samples)}
+    values = {**binding, **_initial(rule, program, match, metas, names, binding, rng, look)}
     for name, shape in result.params.items():
         if name not in values or values[name].shape != shape:
             found = str(values[name].shape) if name in values else "nothing"
@@ -201,10 +205,10 @@ def _initial(
     names: Mapping[str, str],
     binding: Binding,
     rng: np.random.Generator,
-    samples: Sequence[Array],
+    look: Look,
 ) -> dict[str, Array]:
     """The new parameters' values by their names in the program."""
-    arrays = _arrays(rule, program, match, binding, samples)
+    arrays = _arrays(rule, program, match, binding, look)
     result: dict[str, Array] = {}
     for targets, call in rule.init.items():
         if not set(targets) <= set(names):
@@ -222,9 +226,9 @@ def _initial(
 
 
 def _arrays(
-    rule: Rule, program: Program, match: Match, binding: Binding, samples: Sequence[Array]
+    rule: Rule, program: Program, match: Match, binding: Binding, look: Look
 ) -> dict[str, NDArray[np.float64] | None]:
-    """What the rule's initial values read: parameters, and other values as the samples make them (None without)."""
+    """What the rule's initial values read: parameters, and other values as samples make them (None without)."""
     read = {leaf for call in rule.init.values() for leaf in leaves(call) if isinstance(leaf, Reference)}
     arrays: dict[str, NDArray[np.float64] | None] = {}
     for name, value in match.values.items():
@@ -232,14 +236,11 @@ def _arrays(
             continue
         if value >= len(program.inputs) and program[value].op == "param":
             arrays[name] = np.asarray(binding[program[value].attr["name"]], dtype=np.float64)
-        elif samples:
-            upto = program.body[: value + 1 - len(program.inputs)]
-            seen = run(Program(program.inputs, upto, value), samples, binding)
-            if not np.isfinite(seen).all():
-                raise ProgramError(f"rule {rule.name}: %{name} is not finite on the samples")
-            arrays[name] = seen.astype(np.float64)
-        else:
-            arrays[name] = None
+            continue
+        seen = look(value)
+        if seen is not None and not np.isfinite(seen).all():
+            raise ProgramError(f"rule {rule.name}: %{name} is not finite on the samples")
+        arrays[name] = None if seen is None else seen.astype(np.float64)
     return arrays
 
 

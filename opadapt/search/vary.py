@@ -5,7 +5,8 @@ What is made but does not type-check is told to ``refuse``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -13,10 +14,11 @@ from opadapt.errors import ProgramError, Refused
 from opadapt.ir.program import Binding, Builder, Instruction, Program
 from opadapt.search.candidate import Candidate, rebind, tidy
 from opadapt.search.config import SearchConfig
-from opadapt.search.depth import STAGE, depths, evenly, parts, shortened
+from opadapt.search.depth import depths, evenly, parts, shortened
 from opadapt.search.edit import DoesNotApply, pick
 from opadapt.search.point import MUTATIONS
 from opadapt.search.rewrite import Choice, Match, apply, variants
+from opadapt.search.seen import Seen
 from opadapt.search.space import Rule, Space
 
 ATTEMPTS = 30  # tries before a variation gives up; most edits of a small program do not type-check
@@ -28,31 +30,55 @@ def _uncounted(error: ProgramError | Refused) -> None:
     """Refusals that nobody counts."""
 
 
-def rewrite(candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed: int) -> Candidate:
-    """The candidate with a rule applied once. Raises ProgramError or Refused where it does not apply."""
-    samples = candidate.samples or ((),) * len(candidate.bindings)
+def rewrite(
+    candidate: Candidate, rule: Rule, match: Match, choice: Choice, seed: int, seen: Seen | None = None
+) -> Candidate:
+    """The candidate with a rule applied once. Raises ProgramError or Refused where it does not apply.
+
+    ``seen``: the candidate's values that were computed already, for those who apply several rules to it.
+    """
+    program, seen = candidate.program, seen or Seen(candidate)
     made = [
-        apply(rule, candidate.program, match, choice, binding, np.random.default_rng(seed), inputs)
-        for binding, inputs in zip(candidate.bindings, samples, strict=True)
+        apply(rule, program, match, choice, binding, np.random.default_rng(seed), partial(seen, member))
+        for member, binding in enumerate(candidate.bindings)
     ]
     label = ", ".join(f"{name}={value}" for name, value in sorted(choice.items()))
     origin = f"{candidate.origin} > {rule.name}" + (f"({label})" if label else "")
     return tidy(made[0][0], tuple(binding for _, binding in made), origin, candidate.samples)
 
 
-def seeds(original: Candidate, space: Space, seed: int, refuse: Refuse = _uncounted) -> Iterator[Candidate]:
+def seeds(
+    original: Candidate, space: Space, seed: int, refuse: Refuse = _uncounted, *, whole: bool = False
+) -> Iterator[Candidate]:
     """The original with fewer of its equal parts, by the depth choices of the space; then every seed rule applied once,
-    at every match and with every choice. A whole stage has no rules among its seeds: they would be hundreds, each of
-    which changes a small part of it. There they come by mutation."""
+    at every match and with every choice. A ``whole`` stage has no rules among its seeds: they would be hundreds, each
+    of which changes a small part of it. There they come by mutation."""
     count = len(parts(original.program))
     for keep in depths(count, space.choices.get("depth", ())):
         yield _shallower(original, count, keep)
-    if count >= STAGE:
-        return
-    for rule in map(space.rule, space.seeds):
-        for match, choice in variants(rule, original.program):
+    if not whole:
+        yield from _rewritten(original, map(space.rule, space.seeds), seed, refuse)
+
+
+def reduced(original: Candidate, space: Space, seed: int) -> Candidate:
+    """The original after the rules of the space, one after the other, until none applies any more. No more of them than
+    it has instructions: the shipped exact rules take something away each, those of a user need not."""
+    candidate = original
+    for _ in original.program.body:
+        following = next(_rewritten(candidate, space.rules, seed, _uncounted), None)
+        if following is None:
+            break
+        candidate = following
+    return candidate
+
+
+def _rewritten(candidate: Candidate, rules: Iterable[Rule], seed: int, refuse: Refuse) -> Iterator[Candidate]:
+    """The candidate with each rule applied once, at every match and with every choice."""
+    seen = Seen(candidate)
+    for rule in rules:
+        for match, choice in variants(rule, candidate.program):
             try:
-                yield rewrite(original, rule, match, choice, seed)
+                yield rewrite(candidate, rule, match, choice, seed, seen)
             except (ProgramError, Refused) as error:
                 refuse(error)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from opadapt.ir.program import Program
 from opadapt.ir.spec import Array
 from opadapt.journal import content_key
 from opadapt.measure.lock import measuring_lock
@@ -18,7 +19,8 @@ from opadapt.steps.inputs import sample_batches
 from opadapt.train.capture import capture
 from opadapt.train.data import Dataset
 
-ELEMENTS = 1_000_000  # of one input's samples: 61 rows of 16x32x32
+ELEMENTS = 4_000_000  # of a program's largest value on its samples: 27 rows of 3x3 windows of 16x32x32
+ROWS = 128  # at most
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,17 @@ class Activations:
         inputs = group.program.inputs
         if any(t.batch_axis != 0 for t in inputs):
             return ()
-        rows = min(max(ELEMENTS // max(t.elements for t in inputs), 4), 128)
+        rows = sample_rows(group.program)
         return tuple(
             tuple(np.array(np.load(self.path(name), mmap_mode="r")[:rows]) for name in member.region.inputs)
             for member in group.members
         )
+
+
+def sample_rows(program: Program) -> int:
+    """How many rows of its inputs a program is run on to see its values: one at least."""
+    largest = max(t.elements for t in program.types if t.batch_axis is not None)
+    return max(1, min(ELEMENTS // largest, ROWS))
 
 
 def record(

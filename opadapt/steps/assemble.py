@@ -15,9 +15,11 @@ from opadapt.steps.heats import contenders
 from opadapt.steps.offer import Offer
 from opadapt.steps.points import several
 from opadapt.steps.students import first_goal
+from opadapt.steps.tuning import Share
 from opadapt.train.data import Dataset
 
 SHRINK = 0.75  # a refused aim of 1 + g becomes 1 + SHRINK * g
+ATTEMPT_SHARE = 0.9  # of what the budget leaves; a further attempt goes on from this one's weights
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,18 @@ def _backing_off(
     context, search = attempts.context, attempts.context.experiment.search
     least = min(LEAST_AIM, aim or LEAST_AIM)
     while len(attempts.made) < search.max_attempts and goal >= least and not attempts.no_time():
-        # a second attempt has no time for a choice
-        count = 1 if attempts.made else search.selections
+        # after one that was trained there is no time for a choice
+        trained = any(attempt.speedup is not None for attempt in attempts.made)
+        last = len(attempts.made) + 1 == search.max_attempts
         try:
+            count = 1 if trained else search.selections
             students = contenders(context, model, wall_s, offers, goal, count)
         except Refused as refusal:
             attempts.refuse(goal, refusal)
             goal = min(_less(goal), 1 + (reachable - 1) * 0.95)
             continue
-        if (accepted := attempts.try_out(goal, students)) is not None:
+        share = Share(left=1.0 if last else ATTEMPT_SHARE)
+        if (accepted := attempts.try_out(goal, students, share)) is not None:
             return accepted
         goal = _less(goal)
     return None

@@ -58,13 +58,14 @@ class Attempts:
         context, number = self.context, len(self.made) + 1
         tag, student = f"round{self.round_}-attempt{number}", students[0]
         try:
-            student, start = winner(context, self.dataset, students, tag, share)
+            won = winner(context, self.dataset, students, tag, share)
+            student, start = won.student, won.start
             context.progress.note(
                 f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
             )
             if self.before is not None:
                 start = _warm(start, student, *self.before)
-            tuned = tune(context, self.dataset, start, tag, student.borders, share)
+            tuned = tune(context, self.dataset, start, tag, student.borders, won.share, won.execution)
         except Refused as refusal:
             self.refuse(goal, refusal, student)
             return None

@@ -142,7 +142,8 @@ def _verdict(context: Context, latency: LatencyFacts, history: History, changed:
     target = context.experiment.target
     reached = None
     if target is not None:
-        reached = changed and latency.speedup.value >= target.as_speedup(latency.original_s.value) * 0.999
+        wanted = target.as_speedup(latency.original_s.value)
+        reached = (changed or wanted <= 1) and latency.speedup.value >= wanted * 0.999
     bound = None
     if reached is False:
         bound = history.bound(latency.speedup.value) if context.dataset is not None else NO_DATA

@@ -57,6 +57,7 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)  # boards of a fleet: host, and why
     original_outputs: dict[str, NDArray[Any]] = field(default_factory=dict)  # by split, once predicted
+    side_by_side: int = 1  # groups that are searched at a time, and share the device and the workers
 
     def rng(self, *names: object) -> np.random.Generator:
         """A generator of its own for each purpose, fixed by the experiment's seed."""

@@ -11,8 +11,9 @@ from opadapt.model.graph import Model
 from opadapt.model.regions import Member
 from opadapt.report.data import Replacement
 from opadapt.search.candidate import Candidate
+from opadapt.search.space import Space
 from opadapt.search.stages import Results
-from opadapt.search.vary import seeds
+from opadapt.search.vary import reduced, seeds
 from opadapt.steps.ahead import run
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import Context
@@ -37,7 +38,8 @@ def exact(context: Context, baseline: Profile, history: History) -> Model:
     space = context.space.exact()
     for ranked in rank_groups(context, model, profile):
         original = original_candidate(ranked.group)
-        candidates = list(seeds(original, space, context.seed("exact", ranked.group.key)))
+        seed = context.seed("exact", ranked.group.key)
+        candidates = candidates_of(original, space, seed, whole=ranked.kind == "stage")
         found = _fastest(context, model, ranked, profile, candidates)
         if found is not None:
             model, latency_s, candidate = found
@@ -50,6 +52,14 @@ def exact(context: Context, baseline: Profile, history: History) -> Model:
         else NOTHING
     )
     return model
+
+
+def candidates_of(original: Candidate, space: Space, seed: int, *, whole: bool) -> list[Candidate]:
+    """Every exact rule of the space applied once (to a ``whole`` stage none is), and what is left after all of them."""
+    made = (*seeds(original, space, seed, whole=whole), reduced(original, space, seed))
+    by_digest = {candidate.digest: candidate for candidate in made}
+    by_digest.pop(original.digest, None)
+    return list(by_digest.values())
 
 
 def _replacement(member: Member, candidate: Candidate, before_s: float, after_s: float) -> Replacement:

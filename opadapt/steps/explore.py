@@ -122,7 +122,7 @@ async def explore(
         config=config,
         lower=_lowers,
         latency=latency,
-        damage=training.probe,
+        rungs=training.rungs,
         overlap=context.apart,
         advance=context.progress.advance,
     )
@@ -132,6 +132,7 @@ async def explore(
         context.space,
         config,
         context.rng("evolve", activations.folder.name, ranked.group.key),
+        whole=ranked.kind == "stage",
     )
     name = ranked.group.members[0].region.name
     context.progress.note(
@@ -201,5 +202,5 @@ def _journal(
         if isinstance(result, Refused):
             row |= {"refused_by": result.stage, "reason": result.reason}
         else:
-            row |= {"latency_s": result.latency_s, "damage": result.damage}
+            row |= {"latency_s": result.latency_s, "damage": result.damage, "rungs": result.rungs}
         context.journal.once("candidate", key, lambda row=row: row)  # type: ignore[misc]

@@ -34,7 +34,7 @@ class Harm:
     reads class scores, squared error over variance otherwise), less what earlier rounds had done already."""
 
     def __init__(self, context: Context, dataset: Dataset, model: Model) -> None:
-        self.context, self.model = context, model
+        self.model = model
         inputs = sample(dataset, context.samples, 1, context.rng("samples"))
         self.inputs = {}
         for name, array in inputs.items():
@@ -54,11 +54,12 @@ class Harm:
         }
         self.before = max(total_damage(reference, now, self.kinds), 0.0)
 
-    async def __call__(self, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:
-        """The damage of each set of replacements; infinite where the model does not run."""
+    async def __call__(self, context: Context, changes: Sequence[Parts], keys: Sequence[str]) -> list[float]:
+        """The damage of each set of replacements; infinite where the model does not run. Shown by this context's
+        progress."""
         work = [self._item(parts, key) for parts, key in zip(changes, keys, strict=True)]
-        found = paid_once(self.context, "damage", run_damage, stream(work))
-        rows = self.context.counted(found, "compared", known(self.context, "damage", work))
+        found = paid_once(context, "damage", run_damage, stream(work))
+        rows = context.counted(found, "compared", known(context, "damage", work))
         return [float("inf") if row["damage"] is None else row["damage"] - self.before async for row in rows]
 
     def _item(self, parts: Parts, key: str) -> Item:

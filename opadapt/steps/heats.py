@@ -6,17 +6,33 @@ kind compete: the more every replacement costs beside its damage, the fewer and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
 from statistics import mean
+from typing import Any
 
 from opadapt.errors import Refused
 from opadapt.model.graph import Model
 from opadapt.steps.context import Context
 from opadapt.steps.students import Offers, Student, calibrated
-from opadapt.steps.tuning import WHOLE, Share, metric_of, prepared, tune, weights, with_weights
+from opadapt.steps.tuning import WHOLE, Share, Tuned, metric_of, prepared, tune, weights, with_weights
 from opadapt.train.data import Dataset
+from opadapt.train.metrics import Metric
 
+LEAST_MINUTES = 1.0  # of a heat: in less nothing is learned
 TOLL = 4.0  # on every replacement, in mean damages of the mildest selection: from one contender to the next
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The student that goes on, what it is then (as ``prepared`` gives it), the share of the time that is left for it,
+    and the way of execution that was fastest."""
+
+    student: Student
+    start: Model
+    share: Share = WHOLE
+    execution: Mapping[str, Any] | None = None
 
 
 def contenders(
@@ -37,31 +53,48 @@ def contenders(
 
 def winner(
     context: Context, dataset: Dataset, students: Sequence[Student], tag: str, share: Share = WHOLE
-) -> tuple[Student, Model]:
-    """The student that a short fine-tuning leaves with the best validation metric, and what it is then, as
-    ``prepared`` gives it. One alone has not to prove itself. ``share``: what the fine-tuning to the end will get.
-    Raises Refused where none can be trained."""
-    if len(students) == 1:
-        return students[0], prepared(context, students[0].spliced.model)
-    metric, share = metric_of(context), share.part(context.experiment.search.heat_share)
+) -> Winner:
+    """The student that a short fine-tuning leaves with the best validation metric. One alone has not to prove itself,
+    and without time for it the first is taken. ``share``: what all of it may take. Raises Refused where none can be
+    trained."""
+    part = context.experiment.search.heat_share
+    if len(students) == 1 or not _has_time(context, part * share.left, tag):
+        return Winner(students[0], prepared(context, students[0].spliced.model), share)
+    metric = metric_of(context)
     best: tuple[float, Student, Model] | None = None
     refusal: Refused | None = None
+    execution: Mapping[str, Any] | None = None
     for number, student in enumerate(students, start=1):
-        start = prepared(context, student.spliced.model)
+        start, heat = prepared(context, student.spliced.model), f"{tag}-heat{number}"
         try:
-            tuned = tune(context, dataset, start, f"{tag}-heat{number}", student.borders, share)
+            tuned = tune(context, dataset, start, heat, student.borders, share.part(part), execution)
         except Refused as refused:
             refusal = refused
             continue
-        value = max((r.metric for r in tuned.history), key=lambda m: m if metric.higher_is_better else -m)
+        execution = tuned.execution
+        value = _best(tuned, metric)
         context.progress.note(
             f"selection {number} of {len(students)}: {len(student.offers)} replacements, "
             f"{student.speedup:.2f}x, {metric.name} {metric.in_points(value):.2f} after a short fine-tuning"
         )
-        better = best is None or (value > best[0] if metric.higher_is_better else value < best[0])
-        if better:
+        if best is None or (value > best[0] if metric.higher_is_better else value < best[0]):
             best = value, student, with_weights(start, weights(tuned.model.proto))
     if best is None:
         assert refusal is not None
         raise refusal
-    return best[1], best[2]
+    rest = Share(share.settings * (1 - part * len(students)), share.left)
+    return Winner(best[1], best[2], rest, execution)
+
+
+def _has_time(context: Context, share: float, tag: str) -> bool:
+    """Decided once: a resumed run does what the first one did."""
+    left = context.left_minutes()
+    enough = left is None or left * share >= LEAST_MINUTES
+    return bool(context.journal.once("plan", f"{tag}-heats", lambda: {"heats": enough})["heats"])
+
+
+def _best(tuned: Tuned, metric: Metric) -> float:
+    """The best metric of a training curve; the worst there is where none is a number."""
+    sign = 1.0 if metric.higher_is_better else -1.0
+    found = [sign * record.metric for record in tuned.history if isfinite(record.metric)]
+    return sign * max(found, default=-inf)

@@ -53,13 +53,17 @@ class History:
 
     def bound(self, speedup: float) -> str:
         """Which constraint kept the run from its target, and how; ``speedup``: of the exported file."""
-        refused = [a for a in self.attempts if not a.accepted]
         if not self.attempts:
             return f"search: {self.reason}"
-        if refused and refused[-1].speedup is not None:
-            return f"tolerance: at {refused[-1].speedup:.2f}x {refused[-1].reason}"
+        last = self.attempts[-1].round
+        refused = [a for a in self.attempts if a.round == last and not a.accepted]
         if refused:
-            return f"search: {refused[-1].reason}"
+            final = refused[-1]
+            if final.speedup is None:
+                return f"search: {final.reason}"
+            before = "" if last == 1 else f" over round {last - 1}"
+            kind = "training" if final.difference is None else "tolerance"
+            return f"{kind}: at {final.speedup:.2f}x{before} {final.reason}"
         selected = self.attempts[-1]
         assert selected.speedup is not None  # it was accepted
         if selected.speedup < selected.aim_speedup:

@@ -63,7 +63,7 @@ class GroupLatency:
     async def __call__(self, candidates: AsyncIterable[Candidate]) -> Results:
         """Latency of one member in seconds, or a refusal, per candidate. Boards that measure apart from this machine
         are kept busy ahead of the results that are taken."""
-        with Hands(self.context.device, self.timing, self.context.apart) as hands:
+        with Hands(self.context.device, self.timing, self.context.apart, self.context.side_by_side) as hands:
             try:
                 begun = self._begun(candidates, hands)
                 async with contextlib.aclosing(in_order(begun, hands.ahead)) as results:

@@ -53,11 +53,13 @@ async def offers(
         f"distil {len(explored.finalists)} programs for {len(members)} x {name}",
         len(explored.finalists) * len(members),
     )
-    finished = training.finish(candidates, context.experiment.search.finalist_steps)
+    tried = {i.candidate.digest: i.scores.rungs for i in explored.finalists}
+    finished = training.finish(candidates, tried, context.experiment.search.finalist_steps)
     async with contextlib.aclosing(candidates), contextlib.aclosing(finished):
         trained = [one async for one in finished]
     context.progress.stage(f"damage of {name}", len(trained))
     harms = await harm(
+        context,
         [{members[m].region: (candidate.program, t.binding)} for candidate, m, t in trained],
         [
             content_key(activations.folder.name, members[m].region.name, candidate.digest, t.nmse)
@@ -95,7 +97,9 @@ class _Finalists:
 
     async def _timed(self) -> AsyncGenerator[Candidate, None]:
         left = iter(self.explored.finalists)
-        results = self._latency(stream([i.candidate for i in self.explored.finalists]))
+        candidates = [i.candidate for i in self.explored.finalists]
+        # side by side with the distillation its progress is the one that is shown
+        results = self._latency(stream(candidates)) if self.context.apart else self._latency.timed(candidates)
         async with contextlib.aclosing(results):
             async for value in results:
                 candidate = next(left).candidate

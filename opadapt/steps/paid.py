@@ -60,6 +60,8 @@ async def paid_once(
             yield Begun(future, record, rows)
 
     with workers.watched():
-        async with contextlib.aclosing(in_order(begun(), workers.chunk - 1)) as results:
+        async with contextlib.aclosing(
+            in_order(begun(), max(workers.chunk // context.side_by_side, 1) - 1)
+        ) as results:
             async for row in results:
                 yield row

@@ -41,12 +41,18 @@ def search_groups(
                 context.warn(f"the budget ended the search after {number} of {len(ranked)} groups")
                 break
             explored = await explore(context, model, profile, one, activations)
-            offered = await offers(context, model, profile, explored, activations, harm)
-            found[number] = explored, offered
+            found[number] = explored, {}
+            if number and context.stop_search(activations.folder.name, one.group.key, "offers"):
+                context.warn(
+                    f"the budget left no time for the replacements of {one.group.members[0].region.name}"
+                )
+            else:
+                offered = await offers(context, model, profile, explored, activations, harm)
+                found[number] = explored, offered
 
     if context.apart:
-        hands = min(context.device.parallel + 1, len(ranked))  # one trains while every board measures
-        run(together(_shown_apart(context, work) for _ in range(hands)))
+        count = min(context.device.parallel + 1, len(ranked))  # one trains while every board measures
+        run(together(_shown_apart(replace(context, side_by_side=count), work) for _ in range(count)))
     else:
         run(work(context))
     inorder = [found[number] for number in sorted(found)]

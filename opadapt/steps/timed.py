@@ -56,10 +56,12 @@ class Hands:
     it ends when the device is closed.
     """
 
-    def __init__(self, device: Device, timing: Timing, apart: bool) -> None:
+    def __init__(self, device: Device, timing: Timing, apart: bool, side_by_side: int = 1) -> None:
         self.device, self.timing = device, timing
-        self.ahead = device.parallel if apart else 0
-        self._pool = ThreadPoolExecutor(device.parallel, "measure") if apart else None
+        # as many of them as there are groups side by side keep all boards busy, and hold a request more than those
+        hands = -(-(device.parallel + side_by_side - 1) // side_by_side)
+        self.ahead = hands if apart else 0
+        self._pool = ThreadPoolExecutor(hands, "measure") if apart else None
         self._stopped = threading.Event()
 
     def __enter__(self) -> Self:
@@ -73,7 +75,7 @@ class Hands:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def begin(self, base: bytes, candidates: Sequence[Callable[[], bytes]]) -> Future[Readings]:
-        """Time models, made only when their turn has come, beside the base."""
+        """Time models, made only when a thread takes them up, beside the base."""
         if self._pool is not None:
             return self._pool.submit(self._timed, base, candidates)
         done: Future[Readings] = Future()

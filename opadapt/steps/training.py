@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -15,7 +16,8 @@ from opadapt.journal import content_key
 from opadapt.lower import raise_model, to_model
 from opadapt.model.regions import Group
 from opadapt.search.candidate import Candidate
-from opadapt.search.stages import Results
+from opadapt.search.halving import rung_steps
+from opadapt.search.stages import Results, Stage
 from opadapt.steps.activations import Activations
 from opadapt.steps.context import Context
 from opadapt.steps.paid import Item, paid_once
@@ -36,12 +38,21 @@ class GroupTraining:
 
     def __init__(self, context: Context, group: Group, activations: Activations) -> None:
         self.context, self.group, self.activations = context, group, activations
+        distil, rungs = context.experiment.distil, context.experiment.search.rungs
+        self._configs = [distil.model_copy(update={"steps": n}) for n in rung_steps(distil.steps, rungs)]
 
-    async def probe(self, candidates: AsyncIterable[Candidate]) -> Results:
-        """Error of each candidate after a short distillation, on a few members in the middle of the group."""
-        config = self.context.experiment.distil
+    @property
+    def rungs(self) -> tuple[Stage, ...]:
+        """The distillations of evolution, shortest first; each goes on from the weights that the one before it left."""
+        return tuple(partial(self._rung, number) for number in range(len(self._configs)))
+
+    async def _rung(self, number: int, candidates: AsyncIterable[Candidate]) -> Results:
+        """Error of each candidate after a rung (from 0), on a few members in the middle of the group."""
+        config = self._configs[number]
         members = self._probed()
-        items = (self._item(c, m, config) async for c in candidates for m in members)
+        items = (
+            self._item(c, m, config, self._left(c, m, number)) async for c in candidates for m in members
+        )
         mine: list[Any] = []  # the rows of one candidate
         async with contextlib.aclosing(paid_once(self.context, "distil", run_distil, items)) as rows:
             async for row in rows:
@@ -51,27 +62,34 @@ class GroupTraining:
                     mine.clear()
 
     async def finish(
-        self, candidates: AsyncIterable[Candidate], steps: int
+        self, candidates: AsyncIterable[Candidate], rungs: Mapping[str, int], steps: int
     ) -> AsyncGenerator[tuple[Candidate, int, Trained], None]:
         """Longer distillation of every candidate for every member, in this order; what cannot be trained is left out.
 
-        Where a candidate was tried out, it goes on from the weights it has there.
+        Where a candidate was tried out, it goes on from the weights it has there. ``rungs``: how many of them it went
+        through, by its digest. The journal may hold more, of other runs: what they paid for changes no result.
         """
         config = self.context.experiment.distil.model_copy(update={"steps": steps})
         tasks: list[tuple[Candidate, int]] = []
+        known = 0
 
         async def items() -> AsyncGenerator[Item, None]:
+            nonlocal known
             async for candidate in candidates:
                 for member in range(len(self.group.members)):
                     tasks.append((candidate, member))
-                    yield self._item(candidate, member, config, self._tried(candidate, member))
+                    start = self._left(candidate, member, rungs[candidate.digest])
+                    item = self._item(candidate, member, config, start)
+                    known += self.context.journal.find("distil", item.key) is not None
+                    yield item
 
         done = 0
         async with contextlib.aclosing(paid_once(self.context, "distil", run_distil, items())) as rows:
             async for row in rows:
                 candidate, member = tasks[done]
                 done += 1
-                self.context.progress.advance(done, "trained")
+                if done >= known:
+                    self.context.progress.advance(done, "trained")
                 if "refused" not in row:
                     binding = self.context.journal.load_arrays(row["weights"])
                     yield candidate, member, Trained(binding, row["nmse"])
@@ -81,20 +99,29 @@ class GroupTraining:
         wanted = min(self.context.experiment.search.probe_members, count)
         return sorted({(2 * i + 1) * count // (2 * wanted) for i in range(wanted)})
 
-    def _tried(self, candidate: Candidate, member: int) -> str | None:
-        """Where the journal keeps the weights of the short distillation; None where there was none, or no result."""
-        if member not in self._probed():
-            return None
-        short = self._key(candidate, member, self.context.experiment.distil)
-        row = self.context.journal.find("distil", short)
-        weights: str | None = None if row is None else row.get("weights")
+    def _left(self, candidate: Candidate, member: int, rungs: int) -> str | None:
+        """Where the journal keeps the weights that so many rungs left; None where the member was not tried out, or
+        without result."""
+        weights: str | None = None
+        for config in self._configs[:rungs] if member in self._probed() else []:
+            row = self.context.journal.find("distil", self._key(candidate, member, config, weights))
+            weights = None if row is None else row.get("weights")
         return weights
 
     def _key(self, candidate: Candidate, member: int, config: DistilConfig, start: str | None = None) -> str:
+        """Weights are stored under the names of the program's parameters, which its digest does not see, and begin
+        as the rules of the space say."""
         region = self.group.members[member].region.name
+        names = tuple(candidate.program.params)
         begun = () if start is None else (start,)
         return content_key(
-            self.activations.folder.name, region, candidate.digest, config.model_dump(), *begun
+            self.activations.folder.name,
+            region,
+            candidate.digest,
+            names,
+            self.context.space.digest,
+            config.model_dump(),
+            *begun,
         )
 
     def _item(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from opadapt.train.finetune import finetune
 from opadapt.train.finetune_config import EpochRecord, FinetuneConfig, FinetuneProgress, FinetuneResult
 from opadapt.train.metrics import Metric, make_metric
 from opadapt.train.norms import with_biases
+from opadapt.train.recorded import RECORD
+from opadapt.train.speed import Execution
 
 FEATURES = 9
 RESERVED_MINUTES = 1.0  # of the budget, for export, measuring and the report
-ATTEMPT_SHARE = 0.9  # of what is left for an attempt; a second one goes on from its weights
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Tuned:
-    """A fine-tuned model and its training curve."""
+    """A fine-tuned model, its training curve, and the way of execution that was fastest, as settings."""
 
     model: Model
     history: tuple[EpochRecord, ...]
+    execution: Mapping[str, Any] | None = None
 
 
 def metric_of(context: Context) -> Metric:
@@ -107,13 +109,17 @@ def tune(
     tag: str,
     replaced: Sequence[str] = (),
     share: Share = WHOLE,
+    execution: Mapping[str, Any] | None = None,
 ) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
 
-    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. Raises Refused where it
-    cannot be trained; that is read from the journal, too.
+    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. ``execution``: the way
+    that was fastest before, which spares the trial. Raises Refused where it cannot be trained; that is read from the
+    journal, too.
     """
     config = _within_budget(context, tag, share)
+    if execution is not None:
+        config = config.model_copy(update=dict(execution))
     if config.features is None:
         config = config.model_copy(update={"features": borders(context.original, student, replaced)})
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
@@ -134,13 +140,14 @@ def tune(
         else:
             row, seconds = _row(context, result), result.seconds  # those before a kill, too
         context.journal.finish("finetune", key, row, seconds)
+        (folder / RECORD).unlink(missing_ok=True)
     if "refused" in row:
         raise Refused(row["stage"], row["refused"])
     model = with_weights(student, context.journal.load_arrays(row["weights"]))
     history = tuple(
         EpochRecord(**r | {"loss": float("nan") if r["loss"] is None else r["loss"]}) for r in row["history"]
     )
-    return Tuned(flush_denormals(model), history)
+    return Tuned(flush_denormals(model), history, row.get("execution"))
 
 
 def _row(context: Context, result: FinetuneResult) -> dict[str, Any]:
@@ -148,6 +155,7 @@ def _row(context: Context, result: FinetuneResult) -> dict[str, Any]:
         "weights": context.journal.save_arrays(weights(result.proto)),
         "history": [vars(record) | {"loss": _number(record.loss)} for record in result.history],
         "best_epoch": result.best_epoch,
+        "execution": _settings(result.execution),
     }
 
 
@@ -156,26 +164,34 @@ def _number(value: float) -> float | None:
 
 
 def _within_budget(context: Context, tag: str, share: Share) -> FinetuneConfig:
-    """The settings cut to a share, and their minutes to what the budget leaves; decided once, so that a resumed run
-    trains the same."""
+    """The settings cut to a share, and their minutes to what the budget leaves; decided once, so that a
+    resumed run trains the same."""
     config = _part(context.experiment.finetune, share.settings)
     left = context.left_minutes()
     if left is None:
         return config
     row = context.journal.once(
-        "plan", tag, lambda: {"minutes": max(left - RESERVED_MINUTES, 1.0) * ATTEMPT_SHARE * share.left}
+        "plan", tag, lambda: {"minutes": max(left - RESERVED_MINUTES, 1.0) * share.left}
     )
     limits = [m for m in (config.minutes, row["minutes"]) if m is not None]
     return config.model_copy(update={"minutes": min(limits)})
 
 
-def _part(config: FinetuneConfig, share: float) -> FinetuneConfig:
-    if share == 1.0:
-        return config
-    # one epoch at least, none where none is asked for
-    epochs = None if config.epochs is None else min(config.epochs, max(1, round(config.epochs * share)))
-    minutes = None if config.minutes is None else config.minutes * share
+def _part(config: FinetuneConfig, part: float) -> FinetuneConfig:
+    """The settings with a part of their epochs, one at least, and of their minutes."""
+    epochs = config.epochs and max(1, round(config.epochs * part))
+    minutes = config.minutes and config.minutes * part
     return config.model_copy(update={"epochs": epochs, "minutes": minutes})
+
+
+def _settings(execution: Execution) -> dict[str, Any]:
+    """The settings of a fine-tuning that goes this way without a trial."""
+    return {
+        "threads": execution.threads * execution.replicas,
+        "replicas": execution.replicas,
+        "layout": "channels_last" if execution.channels_last else "contiguous",
+        "precision": "bfloat16" if execution.bfloat16 else "float32",
+    }
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ class Batches:
     def __init__(self, data: Dataset, names: Sequence[str], size: int, views: int | None, seed: int) -> None:
         self.data, self.names, self.size, self.views, self.seed = data, names, size, views, seed
         self.per_epoch = len(data.train) // size
-        self._epoch = -1  # whose order is known
+        self._epoch = self._view = -1  # whose order, and whose augmentation, is known
+        self._draws: list[Tensor] = []
 
     def __call__(self, step: int, size: int | None = None) -> Batch:
         """The batch of a step; of another ``size`` for a try."""
@@ -70,10 +72,18 @@ class Batches:
 
     def _augmented(self, rows: Tensor, view: int) -> dict[str, Tensor]:
         """Raw samples by input. What is drawn for a sample depends on the view alone, not on its batch."""
-        generator = torch.Generator().manual_seed((self.seed * _APART + view) % 2**63)
+        if self._view != view:
+            self._view, self._draws = view, []
+            self._generator = torch.Generator().manual_seed((self.seed * _APART + view) % 2**63)
+        numbers = itertools.count()
 
         def draw(high: int) -> Tensor:
-            return torch.randint(0, high, (len(self.data.train), 1), generator=generator)[rows]
+            """Always asked in the same order, so drawn for all samples once in a view."""
+            number = next(numbers)
+            if number == len(self._draws):
+                drawn = torch.randint(0, high, (len(self.data.train), 1), generator=self._generator)
+                self._draws.append(drawn)
+            return self._draws[number][rows]
 
         found = {}
         for name in self.names:

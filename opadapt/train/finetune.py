@@ -36,7 +36,8 @@ def finetune(
 ) -> FinetuneResult:
     """Train all weights of ``student`` towards ``teacher`` on the training split.
 
-    Both see the same augmented batch. After each epoch the validation metric is computed (default: top1 with
+    Both see the same augmented batch; after ``teacher_epochs`` the student sees those batches' samples again, with what
+    the teacher said about them. After each epoch the validation metric is computed (default: top1 with
     class labels, deviation otherwise), the best model kept, and a checkpoint written into ``folder``, which
     exists; a call with the same arguments goes on from it and reaches the same weights. ``should_stop`` is
     asked between steps: then the best model so far is returned, and the checkpoint allows to go on. Ctrl-C is

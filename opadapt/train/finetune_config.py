@@ -34,10 +34,11 @@ class FinetuneConfig(BaseModel):
         None, description="tensors of both models that are kept alike; default: outputs of replaced parts"
     )
     teacher_epochs: int | None = Field(
-        3,
+        None,
         ge=1,
         description="epochs in which the original runs beside the student; those after them show the same augmented "
-        "samples again, in another order, with its recorded outputs and without features. null: it always runs",
+        "samples again, in another order, with its recorded outputs and without features. null: it always runs, as it "
+        "does where its outputs are no target or are too large to be recorded",
     )
     batch_norm: bool = Field(
         True,

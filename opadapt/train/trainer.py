@@ -32,9 +32,9 @@ from opadapt.train.finetune_config import (
 from opadapt.train.loss import Loss, alike, heads_of
 from opadapt.train.metrics import Metric
 from opadapt.train.norms import calibrate, folded, with_norms
-from opadapt.train.recorded import Recorded, fits
+from opadapt.train.recorded import RECORD, Recorded, fits
 from opadapt.train.replicas import Replicas
-from opadapt.train.signature import inputs_of
+from opadapt.train.signature import float_outputs, inputs_of, output_of
 from opadapt.train.speed import LEAST_PART, Execution, candidates
 from opadapt.train.statistics import estimate_statistics
 from opadapt.train.teacher import Teacher
@@ -80,7 +80,9 @@ class Trainer:
         self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *features])
         if not parameter_names(self.student):
             raise Refused("finetune", "the model has no weights to train")
-        self.batches = Batches(dataset, self.names, self.batch, config.teacher_epochs, seed)
+        self._shapes = [output_of(teacher, name).shape for name in float_outputs(teacher)]
+        views = self._views()
+        self.batches = Batches(dataset, self.names, self.batch, views, seed)
         self.steps_per_epoch = self.batches.per_epoch
         self.recorded: Recorded | None = None
         self.step, self.elapsed_s, self.rate_cuts, self.loss_sum = 0, 0.0, 0, 0.0
@@ -92,17 +94,15 @@ class Trainer:
             self._begin()
         else:
             self._restore(state)
-        self._record()
+        if views is not None:
+            self.recorded = Recorded(folder / RECORD, views, len(dataset.train), self._shapes)
 
-    def _record(self) -> None:
-        """Have the teacher's outputs recorded, unless they are too large or always new."""
-        views, samples = self.config.teacher_epochs, len(self.data.train)
-        if views is None:
-            return
-        heads = self.teacher(self.batches(0, 1).inputs)[: len(self.loss.heads)]
-        shapes = [tuple(y.shape[1:]) for y in heads]
-        if fits(views, samples, shapes):
-            self.recorded = Recorded(self.folder / "teacher.f32", views, samples, shapes)
+    def _views(self) -> int | None:
+        """Views of each sample, where the teacher's outputs for them are recorded; None where it always runs."""
+        epochs, total = self.config.teacher_epochs, self.config.epochs
+        # without the outputs features alone teach, and those are not recorded
+        worth = epochs is not None and self.config.teacher_weight > 0 and (total is None or total > epochs)
+        return epochs if worth and fits(epochs or 0, len(self.data.train), self._shapes) else None
 
     def _check_labels(self) -> None:
         labels = self.data.train.labels
@@ -183,19 +183,12 @@ class Trainer:
         return self.loss(made[: len(wanted)], wanted, labels)
 
     def _wanted(self, teacher: Teacher, batch: Batch) -> list[Tensor]:
-        """The teacher's heads, and its features while it runs: what it said about a view before, it need not say
-        again."""
-        epochs, heads = self.config.teacher_epochs, len(self.loss.heads)
-        if self.recorded is None or epochs is None:
+        """The teacher's heads, and its features while it runs."""
+        if self.recorded is None:
             return teacher(batch.inputs)
-        if self.step // self.steps_per_epoch < epochs:
-            wanted = teacher(batch.inputs)
-            self.recorded.keep(batch, wanted[:heads])
-            return wanted
-        if len(missing := self.recorded.missing(batch)):  # what filled no batch in the view's own epoch
-            some = batch.take(missing)
-            self.recorded.keep(some, teacher(some.inputs)[:heads])
-        return [y.to(self.execution.device) for y in self.recorded.find(batch)]
+        runs = self.step // self.steps_per_epoch < (self.batches.views or 0)
+        wanted = self.recorded.teach(teacher, batch, runs)
+        return [y.to(self.execution.device) for y in wanted]
 
     # The loop
 

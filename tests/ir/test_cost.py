@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opadapt.ir.cost import count_bytes, count_macs, count_params
+from opadapt.ir.cost import count_batched_macs, count_bytes, count_kinds, count_macs, count_params
 from opadapt.ir.program import Builder, Program
 from opadapt.ir.types import TensorType
 
@@ -47,3 +47,20 @@ def test_a_shared_parameter_counts_once() -> None:
     x = b.emit("contract", x, b.param("w", (4, 4)), einsum="nk,km->nm")
     assert count_params(b.build(x)) == 16
     assert count_macs(b.build(x)) == 32
+
+
+def test_grouped_contractions_are_batched_and_dense_ones_are_not() -> None:
+    b = Builder([TensorType(("N", 6, 10))])
+    x = b.emit("reshape", 0, shape=("N", 3, 2, 10))
+    x = b.emit("contract", x, b.param("w", (3, 4, 2)), einsum="ngcx,goc->ngox")
+    x = b.emit("reshape", x, shape=("N", 12, 10))
+    one = b.emit("reshape", x, shape=("N", 1, 12, 10))
+    b.emit("contract", one, b.param("v", (1, 5, 12)), einsum="ngcx,goc->ngox")
+    grouped, dense = 3 * 4 * 2 * 10, 5 * 12 * 10
+    program = b.build(len(b.types) - 1)
+    assert count_macs(program) == grouped + dense and count_batched_macs(program) == grouped
+    assert count_batched_macs(conv()) == 0
+
+
+def test_live_instructions_by_kind() -> None:
+    assert count_kinds(conv()) == {"structure": 3, "contraction": 1, "elementwise": 1, "leaf": 2}

@@ -114,3 +114,34 @@ def test_live_display_fits_80_columns_whatever_the_names() -> None:
     row = next(line for line in reversed(console.file.getvalue().splitlines()) if "857" in line)
     assert "857/1000" in row and "0:00:00" in row and "left" in row
     assert len(row.rsplit("\r", 1)[-1].replace("\x1b[2K", "")) <= 80
+
+
+def test_parts_have_stages_of_their_own(clock: _Clock) -> None:
+    progress, lines = _plain(clock)
+    with progress.part() as first, progress.part() as second:
+        first.stage("first", 10)
+        second.stage("second", 4)
+        clock.now_s += 6
+        first.advance(5)
+        second.advance(1)
+    assert lines[2:] == [
+        "12:00:00 first: 5/10, about 6s left",
+        "12:00:00 second: 1/4, about 18s left",
+    ]
+
+
+def test_parts_of_the_live_display_are_lines_of_their_own() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    with pytest.raises(KeyboardInterrupt), LiveProgress(console) as progress:
+        progress.stage("before", 2)
+        with progress.part() as first, progress.part() as second:
+            first.stage("first", 10)
+            second.stage("second", 4)
+            second.advance(1)
+            first.advance(5)
+            raise KeyboardInterrupt
+    assert isinstance(console.file, io.StringIO)
+    rows = console.file.getvalue().splitlines()[-3:]
+    for row, text in zip(rows, ("before", "first", "second"), strict=True):
+        assert text in row
+    assert "5/10" in rows[1] and "1/4" in rows[2]

@@ -262,3 +262,12 @@ def test_page_is_written_whole(sample: Report, tmp_path: Path) -> None:
     write_html(sample, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_html(sample)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_missed_target_names_what_bound(sample: Report) -> None:
+    bound = f"tolerance: at 3.02x {EVIL}"
+    verdict = sample.verdict.model_copy(update={"target": "3x", "target_reached": False, "bound": bound})
+    report = sample.model_copy(update={"verdict": verdict})
+    assert f"bound by tolerance: at 3.02x {EVIL}" in _terminal(report)
+    page = render_html(report)
+    assert "bound by tolerance: at 3.02x &lt;script&gt;" in page and EVIL not in page

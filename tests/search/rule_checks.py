@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from rule_programs import Array, image, sample
@@ -11,8 +12,11 @@ from rule_programs import Array, image, sample
 from opadapt.ir.canonical import canonical
 from opadapt.ir.interpret import run
 from opadapt.ir.program import Binding, Program
+from opadapt.search.candidate import Candidate
 from opadapt.search.rewrite import apply, variants
+from opadapt.search.seen import Seen
 from opadapt.search.space import Rule, load_space
+from opadapt.search.vary import reduced
 
 SPACE = load_space()
 
@@ -25,10 +29,17 @@ def first(
     rule: Rule, program: Program, binding: Binding, samples: Sequence[Array] = (), **choice: int
 ) -> tuple[Program, Binding]:
     """The rule applied at its first occurrence (with the choice given, if any)."""
+    seen = Seen(Candidate(program, (binding,), "original", (tuple(samples),) if samples else ()))
     for match, found in variants(rule, program):
         if all(found[k] == v for k, v in choice.items()):
-            return apply(rule, program, match, found, binding, rng(), samples)
+            return apply(rule, program, match, found, binding, rng(), partial(seen, 0))
     raise AssertionError(f"{rule.name} does not apply")
+
+
+def exactly_reduced(program: Program, binding: Binding) -> tuple[Program, Binding]:
+    """The program after every exact rule, until none applies."""
+    left = reduced(Candidate(program, (binding,), "original"), SPACE.exact(), 0)
+    return left.program, left.bindings[0]
 
 
 def error(program: Program, binding: Binding, changed: Program, new: Binding) -> float:

@@ -15,7 +15,9 @@ from opadapt.ir.interpret import run
 from opadapt.ir.program import Builder, Program
 from opadapt.ir.text import parse_program
 from opadapt.ir.types import TensorType
+from opadapt.search.config import SearchConfig
 from opadapt.search.depth import cut_points, depths, evenly, parts, shortened
+from opadapt.search.evolve import Evolution, Scores
 from opadapt.search.space import Space, load_space
 from opadapt.search.vary import seeds
 
@@ -136,21 +138,32 @@ def test_parts_are_kept_evenly_from_the_first(count: int, keep: int, which: tupl
 
 
 def test_the_seeds_of_a_stage_are_its_depths() -> None:
-    made = list(seeds(with_weights(stage(8)), SPACE, 0))
+    made = list(seeds(with_weights(stage(8)), SPACE, 0, whole=True))
     assert [c.origin for c in made] == [f"original > depth(keep={k})" for k in (6, 5, 4, 3, 2, 1)]
     for candidate in made:
         assert {n: v.shape for n, v in candidate.bindings[0].items()} == candidate.program.params
     assert {name[1] for name in made[2].program.params} == set("0246")
 
 
-def test_two_layers_have_their_rules_beside() -> None:
-    origins = [c.origin for c in seeds(with_weights(layers(2)), SPACE, 0)]
-    assert origins[0] == "original > depth(keep=1)"
-    assert sum("depth(" in origin for origin in origins) == 1 and len(origins) > 10
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_branch_of_equal_layers_has_its_rules_beside(count: int) -> None:
+    origins = [c.origin for c in seeds(with_weights(layers(count)), SPACE, 0)]
+    assert origins[: count - 1] == [f"original > depth(keep={k})" for k in range(count - 1, 0, -1)]
+    assert sum("depth(" in origin for origin in origins) == count - 1 and len(origins) > 10
+
+
+def test_a_stage_whose_blocks_are_not_found_equal_has_no_seeds() -> None:
+    assert not list(seeds(with_weights(layers(3, last="tanh")), SPACE, 0, whole=True))
+
+
+def test_the_search_of_a_stage_begins_with_its_depths() -> None:
+    original, rng = with_weights(layers(3)), np.random.default_rng(0)
+    asked = Evolution(original, Scores(1.0, 0.0), SPACE, SearchConfig(), rng, whole=True).ask()
+    assert [c.origin for c in asked] == ["original > depth(keep=2)", "original > depth(keep=1)"]
 
 
 @pytest.mark.parametrize("space", [SPACE.exact(), replace(SPACE, choices={"kernel": (3,)})])
 def test_without_depth_choices_nothing_is_dropped(space: Space) -> None:
-    assert not list(seeds(with_weights(stage(3)), space, 0))
+    assert not list(seeds(with_weights(stage(3)), space, 0, whole=True))
     origins = [c.origin for c in seeds(with_weights(layers(2)), space, 0)]
     assert not any("depth(" in origin for origin in origins)

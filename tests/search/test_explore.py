@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,8 @@ class Slow:
 class Untrained:
     """Nothing is ever fast enough to be trained."""
 
-    def __init__(self, *args: Any) -> None: ...
+    def __init__(self, *args: Any) -> None:
+        self.rungs = (self.probe,)
 
     async def probe(self, candidates: AsyncIterable[Candidate]) -> AsyncGenerator[float, None]:
         async for candidate in candidates:
@@ -65,22 +66,37 @@ def repeats(*args: Any) -> Candidate:
     return ORIGINAL
 
 
-def test_refusals_before_and_in_the_evaluation_are_counted_together(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def explored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], step.Explored]:
+    """The search of a region of a kind, in which all is slow and nothing new is bred."""
     monkeypatch.setattr("opadapt.search.evolve.vary", repeats)
     monkeypatch.setattr(step, "GroupLatency", Slow)
     monkeypatch.setattr(step, "GroupTraining", Untrained)
-    member: Any = SimpleNamespace(
-        expanded=SimpleNamespace(binding=ORIGINAL.bindings[0]), region=SimpleNamespace(name="block")
-    )
-    group: Any = SimpleNamespace(program=ORIGINAL.program, members=[member], key="block")
-    ranked = step.Ranked(group, ORIGINAL_S, 0, 1.0)
     profile: Any = SimpleNamespace(wall=SimpleNamespace(value=ORIGINAL_S))
     activations: Any = SimpleNamespace(folder=tmp_path, samples=lambda group: ())
     model: Any = SimpleNamespace(digest="model")
-    found = asyncio.run(step.explore(context(), model, profile, ranked, activations))
+
+    def search(kind: str) -> step.Explored:
+        member: Any = SimpleNamespace(
+            expanded=SimpleNamespace(binding=ORIGINAL.bindings[0]),
+            region=SimpleNamespace(name="region", kind=kind),
+        )
+        group: Any = SimpleNamespace(program=ORIGINAL.program, members=[member], key="region")
+        ranked = step.Ranked(group, ORIGINAL_S, 0, 1.0)
+        return asyncio.run(step.explore(context(), model, profile, ranked, activations))
+
+    return search
+
+
+def test_refusals_before_and_in_the_evaluation_are_counted_together(
+    explored: Callable[[str], step.Explored],
+) -> None:
+    found = explored("block")
     assert not found.archive
     assert found.refusals["latency", "no faster than the original"] > 0
     assert found.refusals["seen", "the same program as an earlier candidate"] > 0
     assert found.refusals["verify", "sizes differ"] > 0
+
+
+def test_rules_are_no_seeds_of_a_stage(explored: Callable[[str], step.Explored]) -> None:
+    assert {stage for stage, _ in explored("stage").refusals} == {"seen", "verify"}  # of what was bred

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import numpy as np
 import pytest
+from rule_checks import SPACE
 
 from opadapt.errors import ProgramError
+from opadapt.search import initial
+from opadapt.search.expression import calls
 from opadapt.search.initial import FUNCTIONS
 
 
@@ -17,6 +21,12 @@ def call(name: str, *args: object, **named: object) -> object:
 
 def test_every_function_takes_the_rng_first() -> None:
     assert all(next(iter(inspect.signature(f).parameters)) == "rng" for f in FUNCTIONS.values())
+
+
+def test_what_no_shipped_rule_uses_is_said_to_be_there_for_others() -> None:
+    used = {c.name for rule in SPACE.rules for expr in rule.init.values() for c in calls(expr)}
+    paragraph = (initial.__doc__ or "").split("\n\n")[-1]
+    assert set(FUNCTIONS) - used == set(re.findall(r"``(\w+)``", paragraph))
 
 
 def test_pieces_of_weights() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from opadapt.errors import ProgramError
 from opadapt.ir.interpret import run
 from opadapt.ir.program import Binding, Program
 from opadapt.ir.text import parse_program
+from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
 from opadapt.search.initial import FUNCTIONS
 from opadapt.search.rewrite import variants
+from opadapt.search.seen import Seen, ending_in
 from opadapt.search.vary import crossover, mutate, rewrite, seeds
 
 # rule, program, first layer, its bias, the axis of its outputs, second layer, the axis of its inputs
@@ -132,8 +136,47 @@ def test_the_full_rank_of_outputs_is_the_layer() -> None:
     w, seen = rng.normal(size=(6, 5, 3, 3)), rng.normal(size=(20, 6, 4, 4))
     reduce, expand = FUNCTIONS["respond"](rng, w, "ocij->rcij,or", 6, seen, 1)
     np.testing.assert_allclose(np.einsum("rcij,or->ocij", reduce, expand), w, atol=1e-10)
-    reduce, expand = FUNCTIONS["respond"](rng, w[..., 0, 0].T, "co->cr,ro", 6, seen, 1)
+    # five numbers read, six given: whatever was seen, the outputs have five directions
+    reduce, expand = FUNCTIONS["respond"](rng, w[..., 0, 0].T, "co->cr,ro", 5, seen, 1)
     np.testing.assert_allclose(reduce @ expand, w[..., 0, 0].T, atol=1e-10)
+    for rank in (0, 6):
+        with pytest.raises(ProgramError, match="respond: rank"):
+            FUNCTIONS["respond"](rng, w[..., 0, 0].T, "co->cr,ro", rank, seen, 1)
+
+
+def test_a_layer_that_gives_more_than_it_reads_keeps_the_principal_directions_of_its_outputs() -> None:
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(12, 5)), rng.normal(size=(4000, 5)) * [9, 5, 3, 1, 0.5]
+    reduce, expand = FUNCTIONS["respond"](rng, w, "oc->rc,or", 2, x @ w.T, 1)
+    directions = np.linalg.svd(w @ x.T, full_matrices=False)[0][:, :2]
+    np.testing.assert_allclose(expand @ reduce, directions @ directions.T @ w, atol=0.02)
+
+
+@pytest.mark.parametrize(("out", "inner"), [(24, 6), (6, 24)])
+def test_ranks_and_members_share_what_is_dear(monkeypatch: pytest.MonkeyPatch, out: int, inner: int) -> None:
+    """One decomposition for each member, of the smaller size of its layer, whatever the number of ranks."""
+    sizes: list[tuple[int, ...]] = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(matrix: Array, **named: Any) -> Any:
+            sizes.append(matrix.shape)
+            return function(matrix, **named)
+
+        return call
+
+    for name in ("eigh", "svd"):
+        monkeypatch.setattr(np.linalg, name, counted(getattr(np.linalg, name)))
+    rng = np.random.default_rng(out)
+    members = [(rng.normal(size=(out, inner)), rng.normal(size=(50, inner))) for _ in range(6)]
+    for rank in (3, 2, 1):
+        for w, x in members:
+            FUNCTIONS["respond"](rng, w, "oc->rc,or", rank, x @ w.T, 1)
+    assert sizes == [(6, 6)] * 6
+    sizes.clear()
+    for rank in (3, 2, 1):
+        for w, _ in members:
+            FUNCTIONS["factor"](rng, w, "oc->rc,or", rank)
+    assert len(sizes) == 6
 
 
 def test_values_that_are_not_finite_refuse_the_rewrite() -> None:
@@ -150,6 +193,43 @@ def test_values_that_are_not_finite_refuse_the_rewrite() -> None:
     binding = {"w1": np.ones((2, 4), np.float32), "w2": np.ones((4, 2), np.float32)}
     with np.errstate(over="ignore"), pytest.raises(ProgramError, match="not finite on the samples"):
         first(SPACE.rule("hidden_cut_dense"), program, binding, samples)
+
+
+def test_values_are_seen_once_for_all_rules_and_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = block_candidate(members=2)
+    inputs = tuple((sample(bare.program, batch=2, seed=s)[0],) for s in range(2))
+    ran: list[Program] = []
+
+    def counted(program: Program, samples: tuple[Array, ...], binding: Binding) -> Array:
+        ran.append(program)
+        return run(program, samples, binding)
+
+    monkeypatch.setattr("opadapt.search.seen.run", counted)
+    made = [c.origin for c in seeds(replace(bare, samples=inputs), SPACE, 0)]
+    assert sum("low_rank_output" in origin or "hidden_cut" in origin for origin in made) >= 7
+    # both convolutions' outputs and the activation between them, for both members
+    assert len(ran) == 6 and len(set(ran)) == 3
+
+
+def test_only_what_a_value_depends_on_is_run() -> None:
+    """The other branch has no weights here, and would not run."""
+    program = parse_program(
+        "program(f32[N,2]) -> f32[N,2]\n"
+        '%1 = param name="a" shape=(2,2)\n'
+        '%2 = contract %0 %1 einsum="nk,km->nm"\n'
+        "%3 = tanh %2\n"
+        "%4 = relu %0\n"
+        '%5 = param name="b" shape=(2,2)\n'
+        '%6 = contract %4 %5 einsum="nk,km->nm"\n'
+        "%7 = add %3 %6\n"
+        "return %7"
+    )
+    x, b = np.array([[1, -1], [2, 3]], np.float32), np.array([[1, 2], [3, 4]], np.float32)
+    seen = Seen(Candidate(program, ({"b": b},), "original", ((x,),)))
+    np.testing.assert_array_equal(seen(0, 6), np.maximum(x, 0) @ b)
+    assert ending_in(program, 6).params == {"b": (2, 2)}
+    np.testing.assert_array_equal(seen(0, 0), x)
+    assert Seen(Candidate(program, ({"b": b},), "original"))(0, 6) is None
 
 
 def test_samples_go_with_a_candidate_through_every_variation() -> None:

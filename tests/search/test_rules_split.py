@@ -131,6 +131,9 @@ def test_spatial_bottleneck_interpolates_between_every_second_position() -> None
     np.testing.assert_allclose(after[:, :, ::2, ::2], kept, atol=1e-5)
     between = (kept[:, :, :, :-1] + kept[:, :, :, 1:]) / 2
     np.testing.assert_allclose(after[:, :, ::2, 1:-1:2], between, atol=1e-5)
+    # zeros lie beyond the border
+    np.testing.assert_allclose(after[:, :, ::2, -1], kept[:, :, :, -1] / 2, atol=1e-5)
+    np.testing.assert_allclose(after[:, :, -1, -1], kept[:, :, -1, -1] / 4, atol=1e-5)
 
 
 def test_half_of_the_channels_may_be_passed_on() -> None:

@@ -14,14 +14,15 @@ from opadapt.journal import Journal
 from opadapt.model.graph import Model
 from opadapt.steps import assemble as assembling
 from opadapt.steps import attempt as attempting
-from opadapt.steps import students
+from opadapt.steps import heats, students
 from opadapt.steps.assemble import Assembled, assemble
 from opadapt.steps.attempt import Accepted, _warm
 from opadapt.steps.context import Context
 from opadapt.steps.offer import Offer
-from opadapt.steps.students import calibrated, first_goal
-from opadapt.steps.tuning import WHOLE, Share, Tuned, prepared, weights, with_weights
+from opadapt.steps.students import Student, calibrated, first_goal
+from opadapt.steps.tuning import Share, Tuned, prepared, weights, with_weights
 from opadapt.train.accept import Verdict
+from opadapt.train.finetune_config import EpochRecord
 
 X = np.random.default_rng(1).standard_normal((2, CHANNELS, SIZE, SIZE)).astype(np.float32)
 ENDS = {"a": "input", "b": "a.relu", "c": "b.relu"}  # what each convolution makes, and what it reads
@@ -102,21 +103,27 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     tags: list[str] = []
 
     def tune(
-        context: Context, dataset: object, model: Model, tag: str, replaced: object, share: Share
+        context: Context,
+        dataset: object,
+        model: Model,
+        tag: str,
+        replaced: object,
+        share: Share,
+        execution: object,
     ) -> Tuned:
-        assert share == WHOLE
         tags.append(tag)
-        return Tuned(model, ())
+        return Tuned(model, (EpochRecord(0, 0.0, 0.5, 0.0, 0.0),))
 
     verdict = Verdict(False, "too much is lost", "agreement", True, 100.0, 90.0, 10.0, 9.0, 11.0, 1.0)
     monkeypatch.setattr(attempting, "tune", tune)
+    monkeypatch.setattr(heats, "tune", tune)
     monkeypatch.setattr(attempting, "compare", lambda *arguments: verdict)
     yield tags
 
 
-def attempts(context: Context) -> Assembled:
+def attempts(context: Context, savings: float = 2.9) -> Assembled:
     wall_s, saved_s, offers = saving(context)
-    aim = wall_s / (wall_s - 2.9 * saved_s)
+    aim = wall_s / (wall_s - savings * saved_s)
     data = SimpleNamespace(validation=None)
     return assemble(context, data, context.original, wall_s, offers, aim, 0)  # type: ignore[arg-type]
 
@@ -129,6 +136,31 @@ def test_no_more_attempts_than_allowed_each_less_ambitious(
     assert found.accepted is None and len(found.attempts) == len(refusing) == most
     aims = [a.aim_speedup for a in found.attempts]
     assert aims == sorted(aims, reverse=True) and len(set(aims)) == most
+
+
+def test_the_first_attempt_that_can_be_built_has_several_selections(
+    make_context, tmp_path, refusing: list[str]
+) -> None:
+    """One that no selection reaches costs nothing; after one that was trained there is no time for a choice."""
+    search = {"max_attempts": 3, "selections": 2}
+    context = make_context(write_row(tmp_path / "row.onnx"), search=search)
+    other = students.calibrated
+
+    def two(*arguments: object) -> Student:
+        """With a toll another selection than without."""
+        found = other(*arguments)  # type: ignore[arg-type]
+        return found if len(arguments) == 5 else Student(found.offers[:1], found.spliced, found.speedup)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heats, "calibrated", two)
+        found = attempts(context, savings=3.5)
+    assert [a.speedup is None for a in found.attempts] == [True, False, False]
+    assert refusing == [
+        "round0-attempt2-heat1",
+        "round0-attempt2-heat2",
+        "round0-attempt2",
+        "round0-attempt3",
+    ]
 
 
 def test_without_time_no_second_attempt(

@@ -19,7 +19,7 @@ from opadapt.search.space import load_space
 from opadapt.search.stages import Results
 from opadapt.steps import explore as exploring
 from opadapt.steps import searching
-from opadapt.steps.activations import Activations
+from opadapt.steps.activations import Activations, sample_rows
 from opadapt.steps.ahead import run
 from opadapt.steps.context import Context
 from opadapt.steps.explore import Ranked, explore, original_candidate, rank_groups, spread
@@ -118,7 +118,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     asked: list[str] = []
 
     class Training:
-        def __init__(self, *arguments: object) -> None: ...
+        def __init__(self, *arguments: object) -> None:
+            self.rungs = (self.probe,)
 
         async def probe(self, candidates: AsyncIterable[Candidate]) -> Results:
             async for candidate in candidates:
@@ -230,11 +231,41 @@ def test_samples_are_the_first_rows_of_what_each_member_reads(small) -> None:
     assert len(samples) == len(group.members)
     for member, inputs in zip(group.members, samples, strict=True):
         for name, array in zip(member.region.inputs, inputs, strict=True):
-            assert 4 <= len(array) <= 128
+            assert len(array) == sample_rows(group.program)
             np.testing.assert_array_equal(array, np.load(activations.path(name))[: len(array)])
     assert original_candidate(group, samples).samples is samples
     fixed = parse_program("program(f32[1,4]) -> f32[1,4]\n%1 = relu %0\nreturn %1")
     assert activations.samples(Group("fixed", fixed, group.members)) == ()
+
+
+@pytest.mark.parametrize(
+    ("signature", "body", "rows"),
+    [
+        # 16x32x32 in windows of 3x3
+        (
+            "(f32[N,16,34,34]) -> f32[N,16,32,32,3,3]",
+            "%1 = window %0 axes=(2,3) kernel=(3,3) stride=(1,1) dilation=(1,1)\nreturn %1",
+            4_000_000 // (16 * 32 * 32 * 9),
+        ),
+        # larger between than at the ends
+        (
+            "(f32[N,1000]) -> f32[N,1000]",
+            '%1 = param name="a" shape=(1000,90000)\n%2 = contract %0 %1 einsum="nk,km->nm"\n'
+            '%3 = param name="b" shape=(90000,1000)\n%4 = contract %2 %3 einsum="nk,km->nm"\nreturn %4',
+            4_000_000 // 90_000,
+        ),
+        # weights take the same room for any number of rows
+        (
+            "(f32[N,5000]) -> f32[N,5000]",
+            '%1 = param name="a" shape=(5000,5000)\n%2 = contract %0 %1 einsum="nk,km->nm"\nreturn %2',
+            128,
+        ),
+        # one row, however large
+        ("(f32[N,64,300,300]) -> f32[N,64,300,300]", "%1 = relu %0\nreturn %1", 1),
+    ],
+)
+def test_the_largest_value_bounds_the_samples(signature: str, body: str, rows: int) -> None:
+    assert sample_rows(parse_program(f"program{signature}\n{body}")) == rows
 
 
 def test_a_search_begins_with_the_samples(small, untrained: list[str], monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 from rows import group_of, offers_of, student, write_row
 
 from opadapt.errors import Refused
+from opadapt.journal import Journal
 from opadapt.model.graph import Model
 from opadapt.steps import heats
 from opadapt.steps.context import Context
 from opadapt.steps.heats import TOLL, contenders, winner
 from opadapt.steps.students import Student
-from opadapt.steps.tuning import Share, Tuned, prepared, weights, with_weights
+from opadapt.steps.tuning import WHOLE, Share, Tuned, prepared, weights, with_weights
 from opadapt.train.finetune_config import EpochRecord
 
 
@@ -70,22 +72,32 @@ class Heat:
     """Fine-tuning that shifts every weight by its number and ends with a metric, or is refused."""
 
     def __init__(self, *metrics: float | None) -> None:
-        self.metrics, self.tags, self.shares = metrics, [], []  # type: ignore[var-annotated]
+        self.metrics, self.tags, self.shares, self.executions = metrics, [], [], []  # type: ignore[var-annotated]
 
     def __call__(
-        self, context: Context, dataset: object, model: Model, tag: str, replaced: object, share: Share
+        self,
+        context: Context,
+        dataset: object,
+        model: Model,
+        tag: str,
+        replaced: object,
+        share: Share,
+        execution: object,
     ) -> Tuned:
         self.tags.append(tag)
         self.shares.append(share)
+        self.executions.append(execution)
         metric = self.metrics[len(self.tags) - 1]
         if metric is None:
             raise Refused("finetune", f"{tag} diverged")
         shifted = {n: v + len(self.tags) for n, v in weights(model.proto).items()}
         history = (EpochRecord(0, float("nan"), metric / 2, 0.0, 0.0), EpochRecord(1, 1.0, metric, 0.0, 1.0))
-        return Tuned(with_weights(model, shifted), history)
+        return Tuned(with_weights(model, shifted), history, {"threads": len(self.tags)})
 
 
-@pytest.mark.parametrize(("metrics", "best"), [((0.5, 0.7, 0.6), 1), ((0.7, 0.7), 0), ((None, 0.1), 1)])
+@pytest.mark.parametrize(
+    ("metrics", "best"), [((0.5, 0.7, 0.6), 1), ((0.7, 0.7), 0), ((None, 0.1), 1), ((nan, 0.1), 1)]
+)
 def test_the_best_goes_on_with_what_it_has_learned(
     context: Context, monkeypatch: pytest.MonkeyPatch, metrics: tuple[float | None, ...], best: int
 ) -> None:
@@ -93,8 +105,14 @@ def test_the_best_goes_on_with_what_it_has_learned(
     heat = Heat(*metrics)
     monkeypatch.setattr(heats, "tune", heat)
     given = Share(settings=0.5, left=1.0)
-    chosen, start = winner(context, SimpleNamespace(), students, "first", given)  # type: ignore[arg-type]
+    won = winner(context, SimpleNamespace(), students, "first", given)  # type: ignore[arg-type]
+    chosen, start = won.student, won.start
     assert chosen is students[best] and heat.shares == [Share(0.05, 0.1)] * len(metrics)
+    assert won.share == Share(pytest.approx(0.5 * (1 - 0.1 * len(metrics))), 1.0)  # type: ignore[arg-type]
+    # what the first of them found to be fast is not tried out again
+    assert heat.executions[0] is None and won.execution == {"threads": len(metrics)}
+    if metrics[0] is not None:
+        assert heat.executions[1] == {"threads": 1}
     assert heat.tags == [f"first-heat{n + 1}" for n in range(len(metrics))]
     before = weights(prepared(context, chosen.spliced.model).proto)
     for name, value in weights(start.proto).items():
@@ -111,6 +129,16 @@ def test_where_none_can_be_trained_the_reason_is_raised(context: Context, monkey
 def test_one_alone_has_not_to_prove_itself(context: Context, monkeypatch) -> None:
     monkeypatch.setattr(heats, "tune", Heat())
     students = made(context, "ac")
-    chosen, start = winner(context, SimpleNamespace(), students, "first")  # type: ignore[arg-type]
-    assert chosen is students[0]
-    assert start.digest == prepared(context, chosen.spliced.model).digest
+    won = winner(context, SimpleNamespace(), students, "first")  # type: ignore[arg-type]
+    assert won.student is students[0] and won.share == WHOLE
+    assert won.start.digest == prepared(context, won.student.spliced.model).digest
+
+
+def test_without_time_the_first_is_taken_and_again_when_resumed(make_context, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(heats, "tune", Heat())
+    path = write_row(tmp_path / "row.onnx")
+    for spent_s in (300.0, 0.0):  # 5 of 10 minutes are left, a tenth of which is half a minute
+        monkeypatch.setattr(Journal, "spent_s", lambda journal, spent_s=spent_s: spent_s)
+        context = make_context(path, search={"heat_share": 0.1}, budget_minutes=10)
+        students = made(context, "a", "b")
+        assert winner(context, SimpleNamespace(), students, "first").student is students[0]  # type: ignore[arg-type]

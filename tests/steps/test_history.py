@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 from rows import group_of, offers_of, write_row
 
+from opadapt.measure.timing import Estimate
 from opadapt.report.data import Attempt
 from opadapt.steps.assemble import Assembled
 from opadapt.steps.attempt import Accepted
 from opadapt.steps.context import Context
 from opadapt.steps.history import History
+
+LOST = Estimate(-3.1, -3.5, -2.7)
 
 
 @pytest.fixture
@@ -17,14 +20,21 @@ def context(make_context, tmp_path) -> Context:
     return make_context(write_row(tmp_path / "row.onnx"))
 
 
-def attempt(aim: float, speedup: float | None, accepted: bool, reason: str = "") -> Attempt:
+def attempt(
+    aim: float,
+    speedup: float | None,
+    accepted: bool,
+    reason: str = "",
+    difference: Estimate | None = LOST,
+    number: int = 1,
+) -> Attempt:
     return Attempt(
-        round=1,
+        round=number,
         attempt=1,
         aim_speedup=aim,
         replacements=1,
         speedup=speedup,
-        difference=None,
+        difference=difference,
         accepted=accepted,
         reason=reason,
     )
@@ -38,6 +48,19 @@ def attempt(aim: float, speedup: float | None, accepted: bool, reason: str = "")
         (
             [attempt(3.0, 3.02, False, "lost 3.1 points, 1 is allowed"), attempt(2.5, 2.51, True)],
             "tolerance: at 3.02x lost 3.1 points, 1 is allowed",
+        ),
+        ([attempt(3.0, 3.02, False, "the loss is nan", None)], "training: at 3.02x the loss is nan"),
+        (
+            [
+                attempt(3.0, None, False, "too little"),
+                attempt(2.0, 2.01, True),
+                attempt(1.5, 1.6, False, "lost", number=2),
+            ],
+            "tolerance: at 1.60x over round 1 lost",
+        ),
+        (
+            [attempt(3.0, 3.2, False, "lost"), attempt(2.0, 2.01, True), attempt(1.5, 1.4, True, number=2)],
+            "search: no selection was faster than 1.40x",
         ),
         ([attempt(3.0, 2.8, True)], "search: no selection was faster than 2.80x"),
         ([attempt(3.0, 3.01, True)], "latency: 3.01x when it was selected, 2.90x as exported"),

@@ -22,7 +22,7 @@ def test_damage_counts_every_output_of_floats(tmp_path: Path) -> None:
         expanded = expand_region(context.original, region)
         silent = {name: np.zeros_like(value) for name, value in expanded.binding.items()}
         parts = [{region: (expanded.program, binding)} for binding in (expanded.binding, silent)]
-        same, without = run(harm(parts, ["same", "without"]))
+        same, without = run(harm(context, parts, ["same", "without"]))
     assert same == pytest.approx(0, abs=1e-6)
     assert without >= 0.99  # the squared error over the variance
 

@@ -48,7 +48,14 @@ class Tuning:
         self.results: list[Model] = []
 
     def tune(
-        self, context: Context, dataset: object, model: Model, tag: str, replaced: object, share: Share
+        self,
+        context: Context,
+        dataset: object,
+        model: Model,
+        tag: str,
+        replaced: object,
+        share: Share,
+        execution: object,
     ) -> Tuned:
         rng = np.random.default_rng(len(self.tags))
         values = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in weights(model.proto).items()}

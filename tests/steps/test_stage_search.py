@@ -31,7 +31,7 @@ def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_conte
     whole = rank_groups(context, model, costs)[-1]
     assert whole.kind == "stage"
     (member,) = whole.group.members
-    candidates = list(seeds(original_candidate(whole.group), context.space, 0))
+    candidates = list(seeds(original_candidate(whole.group), context.space, 0, whole=True))
     assert [c.origin for c in candidates] == ["original > depth(keep=2)", "original > depth(keep=1)"]
     latency = GroupLatency(
         context, model, whole.group, costs.wall.value, whole.member_s, context.quick_timing
@@ -40,10 +40,12 @@ def test_fewer_blocks_are_timed_trained_and_judged_in_the_whole_model(make_conte
     assert isinstance(one, float) and isinstance(two, float) and one < two < whole.member_s
     activations = record(context, context.dataset, model, [whole.group], "stage")
     training = GroupTraining(context, whole.group, activations)
-    tried = run(taken(training.probe(stream(candidates))))
-    assert all(isinstance(nmse, float) and np.isfinite(nmse) for nmse in tried)
-    trained = run(taken(training.finish(stream(candidates), 8)))
+    for rung in training.rungs:
+        tried = run(taken(rung(stream(candidates))))
+        assert all(isinstance(nmse, float) and np.isfinite(nmse) for nmse in tried)
+    rungs = {candidate.digest: len(training.rungs) for candidate in candidates}
+    trained = run(taken(training.finish(stream(candidates), rungs, 8)))
     parts = [{member.region: (candidate.program, found.binding)} for candidate, _, found in trained]
     keys = [content_key("stage", candidate.digest) for candidate, _, _ in trained]
-    damages = run(Harm(context, context.dataset, model)(parts, keys))
+    damages = run(Harm(context, context.dataset, model)(context, parts, keys))
     assert len(damages) == 2 and all(np.isfinite(d) and d > 0 for d in damages)

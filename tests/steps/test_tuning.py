@@ -13,10 +13,11 @@ from opadapt.journal import Journal
 from opadapt.model.graph import Model
 from opadapt.steps import tuning
 from opadapt.steps.context import Context
-from opadapt.steps.tuning import FEATURES, WHOLE, Share, borders, compare, prepared, tune, with_weights
+from opadapt.steps.tuning import FEATURES, WHOLE, Share, Tuned, borders, compare, prepared, tune, with_weights
 from opadapt.train.finetune_config import EpochRecord, FinetuneConfig, FinetuneResult
-from opadapt.train.speed import Execution
+from opadapt.train.speed import Execution, candidates
 
+EXECUTION = Execution("cpu", 2, True, False, 3)
 BEST = EpochRecord(0, float("nan"), 1.0, 0.0, 0.0)
 
 
@@ -34,26 +35,26 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneConfig]:
         **more: object,
     ) -> FinetuneResult:
         found.append(config)
-        return FinetuneResult(student, (BEST,), 0, 1.0, 0, 0, 0.0, Execution("cpu", 1, False, False))
+        return FinetuneResult(student, (BEST,), 0, 1.0, 0, 0, 0.0, EXECUTION)
 
     monkeypatch.setattr(tuning, "finetune", finetune)
     return found
 
 
-def tuned(context: Context, tag: str = "first", share: Share = WHOLE) -> None:
+def tuned(context: Context, tag: str = "first", **limits: Any) -> Tuned:
     assert context.dataset is not None
-    tune(context, context.dataset, prepared(context, context.original), tag, share=share)
+    return tune(context, context.dataset, prepared(context, context.original), tag, **limits)
 
 
-def test_a_share_is_one_of_what_is_left_and_of_the_epochs(
+def test_a_part_of_what_is_asked_for_and_a_share_of_what_is_left(
     make_context: Callable[..., Context], asked: list[FinetuneConfig], monkeypatch
 ) -> None:
     """3 of 10 minutes are spent, one is kept for the end."""
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
-    half, tenth = WHOLE.part(0.5), WHOLE.part(0.1)
-    tuned(make_context(budget_minutes=10, finetune={"epochs": 10}), "half", half)
-    tuned(make_context(finetune={"epochs": 4, "minutes": 8.0}), "tenth", tenth)
-    assert [(c.epochs, c.minutes) for c in asked] == [(5, pytest.approx(2.7)), (1, pytest.approx(0.8))]
+    half, tenth = Share(0.5, 0.25), WHOLE.part(0.1)
+    tuned(make_context(budget_minutes=10, finetune={"epochs": 10}), "half", share=half)
+    tuned(make_context(finetune={"epochs": 4, "minutes": 8.0}), "tenth", share=tenth)
+    assert [(c.epochs, c.minutes) for c in asked] == [(5, pytest.approx(1.5)), (1, pytest.approx(0.8))]
 
 
 def test_the_last_of_three_has_a_third_of_the_settings_and_all_that_is_left(
@@ -62,23 +63,38 @@ def test_the_last_of_three_has_a_third_of_the_settings_and_all_that_is_left(
     """3 of 10 minutes are spent."""
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
     last = Share(settings=1 / 3, left=1.0)
-    tuned(make_context(budget_minutes=10, finetune={"epochs": 9}), "last", last)
-    tuned(make_context(budget_minutes=10, finetune={"epochs": 9, "minutes": 12.0}), "shorter", last)
-    assert [(c.epochs, c.minutes) for c in asked] == [(3, pytest.approx(5.4)), (3, pytest.approx(4.0))]
+    tuned(make_context(budget_minutes=10, finetune={"epochs": 9}), "last", share=last)
+    tuned(make_context(budget_minutes=10, finetune={"epochs": 9, "minutes": 12.0}), "shorter", share=last)
+    assert [(c.epochs, c.minutes) for c in asked] == [(3, pytest.approx(6.0)), (3, pytest.approx(4.0))]
 
 
 def test_a_share_of_no_epochs_is_none(
     make_context: Callable[..., Context], asked: list[FinetuneConfig]
 ) -> None:
-    tuned(make_context(finetune={"epochs": 0}), "none", WHOLE.part(1 / 3))
+    tuned(make_context(finetune={"epochs": 0}), "none", share=WHOLE.part(1 / 3))
     assert [c.epochs for c in asked] == [0]
 
 
-@pytest.mark.parametrize(("wanted", "given"), [(None, 5.4), (2.0, 2.0), (30.0, 5.4)])
+def test_what_was_fast_before_is_not_tried_out_again(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig]
+) -> None:
+    context = make_context()
+    found = tuned(context)
+    assert found.execution == {
+        "threads": 6, "replicas": 3, "layout": "channels_last", "precision": "float32"
+    }  # fmt: skip
+    tuned(context, "second", execution=found.execution)
+    assert (asked[1].threads, asked[1].replicas) == (6, 3)
+    assert (asked[1].layout, asked[1].precision) == ("channels_last", "float32")
+    (way,) = candidates(asked[1].precision, asked[1].threads, asked[1].layout, asked[1].replicas, 64)
+    assert way == EXECUTION
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(None, 6.0), (2.0, 2.0), (30.0, 6.0)])
 def test_the_minutes_are_cut_to_what_the_budget_leaves(
     make_context: Callable[..., Context], asked: list[FinetuneConfig], monkeypatch, wanted, given
 ) -> None:
-    """3 of 10 minutes are spent, one is kept for the end, and a tenth of the rest for a second attempt."""
+    """3 of 10 minutes are spent, one is kept for the end."""
     monkeypatch.setattr(Journal, "spent_s", lambda journal: 180.0)
     tuned(make_context(budget_minutes=10, finetune={"minutes": wanted}))
     assert [c.minutes for c in asked] == [pytest.approx(given)]
@@ -93,7 +109,7 @@ def test_a_resumed_run_has_the_minutes_of_the_first(
     clock["s"] = 500.0
     tuned(make_context(budget_minutes=10, finetune={"batch": 99}))  # other work, planned before
     tuned(make_context(budget_minutes=10), "second")
-    assert [c.minutes for c in asked] == [pytest.approx(5.4), pytest.approx(5.4), pytest.approx(0.9)]
+    assert [c.minutes for c in asked] == [pytest.approx(6.0), pytest.approx(6.0), pytest.approx(1.0)]
 
 
 def test_without_a_budget_the_minutes_stay(

@@ -90,7 +90,7 @@ class Bench:
             config=SearchConfig(min_gain=0.0),
             lower=lambda candidate: None,
             latency=self.latency,
-            damage=damage,
+            rungs=(damage,),
             overlap=self.context.apart,
         )
         return run(stages.evaluate(self.candidates))

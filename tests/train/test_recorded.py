@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,17 @@ import torch
 from tiny_models import classifier, image_dataset
 
 from opadapt.errors import RunError
+from opadapt.train import recorded
 from opadapt.train.batches import Batch, Batches
+from opadapt.train.data import Dataset
 from opadapt.train.finetune import FinetuneConfig, finetune
 from opadapt.train.preprocess import AugmentConfig
-from opadapt.train.recorded import LARGEST, Recorded, fits
+from opadapt.train.recorded import LARGEST, RECORD, Recorded, fits
 from opadapt.train.teacher import Teacher
+from opadapt.train.trainer import Trainer
 
 DATA = image_dataset(400, None)  # 240 to train with
+AUGMENTED = replace(DATA, augment=AugmentConfig(crop_padding_pixels=2, flip_horizontal=True))
 SHAPES = [(4,), (2, 3)]
 EXACT = FinetuneConfig(batch=32, threads=1, layout="contiguous", precision="float32")
 
@@ -56,12 +61,11 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_large_outputs_are_not_recorded() -> None:
     assert fits(3, 50_000, [(10,)])
     assert not fits(1, LARGEST // 4 + 1, [(1,)])
+    assert not fits(1, 1, [(10,), (None, 4)])
 
 
 def test_a_view_shows_a_sample_as_before_in_another_company() -> None:
-    data = image_dataset(400, None)
-    object.__setattr__(data, "augment", AugmentConfig(crop_padding_pixels=2, flip_horizontal=True))
-    batches = Batches(data, ["image"], 32, 2, seed=3)
+    batches = Batches(AUGMENTED, ["image"], 32, 2, seed=3)
     epochs = [[batches(e * batches.per_epoch + s) for s in range(batches.per_epoch)] for e in range(3)]
 
     def images(epoch: list[Batch]) -> dict[int, torch.Tensor]:
@@ -75,27 +79,66 @@ def test_a_view_shows_a_sample_as_before_in_another_company() -> None:
     assert not torch.equal(epochs[0][0].rows, epochs[2][0].rows)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_the_teacher_is_asked_once_about_every_view(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replicas: int
-) -> None:
-    """What an epoch leaves out, since it fills no batch, is asked about when it comes up."""
-    asked: list[int] = []
+def tuned(folder: Path, data: Dataset, **settings: object) -> None:
+    folder.mkdir()
+    config = EXACT.model_copy(update={"epochs": 6, **settings})
+    finetune(classifier(1), classifier(0), data, config, folder, seed=5)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """About how many samples the teacher is asked, each time."""
+    found: list[int] = []
     real = Teacher.__call__
 
     def spied(teacher: Teacher, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        asked.append(len(inputs[0]))
+        found.append(len(inputs[0]))
         return real(teacher, inputs)
 
     monkeypatch.setattr(Teacher, "__call__", spied)
-    counts = {}
-    for name, epochs in {"twice": 2, "always": None}.items():
-        asked.clear()
-        (tmp_path / name).mkdir()
-        config = EXACT.model_copy(update={"epochs": 6, "teacher_epochs": epochs, "replicas": replicas})
-        finetune(classifier(1), classifier(0), DATA, config, tmp_path / name, seed=5)
-        counts[name] = sum(asked)
-    filled, left_out = 240 // 32 * 32, 240 % 32
-    assert counts["always"] == 6 * filled
-    # twice; what was left out of the two epochs; and one sample to know the form of the outputs
-    assert 2 * filled < counts["twice"] <= 2 * (filled + left_out) + 1
+    return found
+
+
+FILLED, LEFT_OUT = 240 // 32 * 32, 240 % 32
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_teacher_is_asked_once_about_every_view(tmp_path: Path, asked: list[int], replicas: int) -> None:
+    """What an epoch leaves out, since it fills no batch, is asked about when it comes up."""
+    tuned(tmp_path / "twice", DATA, teacher_epochs=2, replicas=replicas)
+    assert 2 * FILLED < sum(asked) <= 2 * (FILLED + LEFT_OUT)
+
+
+@pytest.mark.parametrize("settings", [{"teacher_epochs": None}, {"teacher_epochs": 6}, {"teacher_epochs": 2}])
+def test_it_always_runs_where_nothing_is_recorded(
+    tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch, settings: dict[str, int | None]
+) -> None:
+    monkeypatch.setattr(recorded, "LARGEST", 100)  # too small for the last of them
+    tuned(tmp_path / "always", DATA, **settings)
+    assert sum(asked) == 6 * FILLED
+    assert not (tmp_path / "always" / RECORD).exists()
+
+
+def test_features_alone_teach_to_the_end(tmp_path: Path, asked: list[int]) -> None:
+    (name,) = [n.output[0] for n in classifier(0).graph.node if n.op_type == "Conv"][:1]
+    tuned(tmp_path / "features", DATA, teacher_weight=0.0, features=(name,), teacher_epochs=1)
+    assert sum(asked) == 6 * FILLED
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_is_remembered_is_what_the_teacher_would_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replicas: int
+) -> None:
+    epochs: set[int] = set()
+    real = Trainer._wanted
+
+    def checked(trainer: Trainer, teacher: Teacher, batch: Batch) -> list[torch.Tensor]:
+        wanted = real(trainer, teacher, batch)
+        for one, said in zip(wanted, teacher(batch.inputs), strict=True):
+            torch.testing.assert_close(one, said, rtol=1e-4, atol=1e-5)
+        epochs.add(trainer.step // trainer.steps_per_epoch)
+        return wanted
+
+    monkeypatch.setattr(Trainer, "_wanted", checked)
+    tuned(tmp_path / "remembered", AUGMENTED, teacher_epochs=2, replicas=replicas)
+    assert epochs == set(range(6))
