@@ -62,7 +62,8 @@ def variant(base: Experiment, method: str, seed: int, trials: int, out: Path) ->
     settings = dict(METHODS[method])
     if settings.get("space") == "without rules":
         settings["space"] = without_rules(out)
-    settings |= {"generations": -(-trials // base.search.population)}
+    # errors after different numbers of steps could not be compared
+    settings |= {"generations": -(-trials // base.search.population), "rungs": 1}
     name = f"{method.replace(' ', '-')}-{seed}"
     changes = {
         "search": base.search.model_copy(update=settings),
