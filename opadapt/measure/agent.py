@@ -465,8 +465,8 @@ def _energy(board: Board, runners: list[Any]) -> tuple[list[float] | None, dict[
 def _energy_block(meter: Any, run: Any) -> tuple[float | None, float, int]:
     """Joules, seconds and number of consecutive runs."""
     _block(run, meter.lead_s, 1)
+    meter.start()  # which takes a while itself: the block is what follows
     runs, began = 0, time.perf_counter()
-    meter.start()
     while not runs or time.perf_counter() - began < meter.block_s:
         run()
         runs += 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_sysfs import FakeSysfs, board
 
-from opadapt.measure.agent import EnergyCounter
+from opadapt.measure.agent import EnergyCounter, _energy_block
 from opadapt.measure.facts import PowerSource, Thermal
 from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.model.graph import Model
@@ -146,6 +146,19 @@ def test_a_counter_is_exact(sysfs: FakeSysfs, before: int, after: object, joules
     counter.start()
     sysfs.write("class/powercap/intel-rapl:0/energy_uj", after)
     assert counter.stop()[0] == (None if joules is None else pytest.approx(joules, abs=1e-9))
+
+
+def test_a_block_lasts_from_when_its_meter_has_started() -> None:
+    class SlowToStart(EnergyCounter):
+        lead_s, block_s = 0.0, 0.05
+
+        def start(self) -> None:
+            time.sleep(0.03)
+            super().start()
+
+    _, seconds, runs = _energy_block(SlowToStart(Path("/nowhere")), lambda: time.sleep(0.001))
+    assert runs > 0
+    assert seconds >= SlowToStart.block_s
 
 
 def test_energy_under_throttling_is_thrown_away(sysfs: FakeSysfs, model: bytes, quick: Timing) -> None:
