@@ -15,6 +15,7 @@ from opadapt.steps import attempt as attempting
 from opadapt.steps import points
 from opadapt.steps.attempt import Attempts
 from opadapt.steps.context import Context
+from opadapt.steps.heats import Winner
 from opadapt.steps.points import aims, several
 from opadapt.steps.students import Student
 from opadapt.steps.tuning import Share, Tuned, weights, with_weights
@@ -70,11 +71,9 @@ class Tuning:
         return Verdict(accepted, f"verdict {len(self.tags)}", "agreement", True, 9.0, 8.0, 1.0, 0.0, 2.0, 1.0)
 
 
-def first(
-    context: Context, dataset: object, students: list[Student], tag: str, share: Share
-) -> tuple[Student, Model]:
+def first(context: Context, dataset: object, students: list[Student], tag: str, share: Share) -> Winner:
     """The student that is fine-tuned, and as what."""
-    return students[0], students[0].spliced.model
+    return Winner(students[0], students[0].spliced.model, share)
 
 
 @pytest.fixture
