@@ -121,7 +121,7 @@ def operator_bars(operators: Sequence[OperatorCost]) -> tuple[Bar, ...]:
 
 
 def fronts(points: Sequence[FrontPoint]) -> tuple[Chart, ...]:
-    """Latency against damage, one chart per group, in order of appearance. Damage is on a log scale."""
+    """Latency against the error of the region's output, one chart per group, in order of appearance."""
     groups = dict.fromkeys(p.group for p in points)
     return tuple(_front(group, [p for p in points if p.group == group]) for group in groups)
 
@@ -140,13 +140,13 @@ def _front(group: str, points: Sequence[FrontPoint]) -> Chart:
             x(p.latency_s),
             y(height(p.damage)),
             "chosen" if p.chosen else "front" if p.on_front else "other",
-            f"{p.label}: {wording.seconds(p.latency_s)}, damage {wording.digits(p.damage)}, "
+            f"{p.label}: {wording.left(p.latency_s)}, error {wording.digits(p.damage)}, "
             f"{wording.count(p.parameters)} parameters",
         )
         for p in points
     )
     x_ticks, y_ticks = x.ticks(wording.seconds), y.ticks(lambda v: wording.digits(10**v, 2))
-    return Chart(group, "latency", "damage (log scale)", x_ticks, y_ticks, marks)
+    return Chart(group, "latency", "NMSE of the output (log scale)", x_ticks, y_ticks, marks)
 
 
 def models(report: Report) -> Chart | None:

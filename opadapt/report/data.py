@@ -204,7 +204,7 @@ class FrontPoint(_Part):
     group: str
     label: str
     latency_s: float
-    damage: float
+    damage: float = Field(description="NMSE of the region's output after a short distillation")
     parameters: int
     on_front: bool
     chosen: bool

@@ -180,6 +180,8 @@ class _LivePart:
         if self._stage is not None and self._task is not None:
             total = self._stage.total or max(1, self._stage.done)
             self._bars.update(self._task, total=total, completed=total, left="", detail="")
+            if not self._stage.done:  # nothing was left to do: all of it was known, or given up
+                self._bars.update(self._task, count="")
 
     @staticmethod
     def _fitted(text: str, length: int) -> str:

@@ -115,7 +115,7 @@ def _replacements(report: Report) -> RenderableType | None:
             (
                 wording.short(r.region),
                 r.rule,
-                f"{wording.seconds(r.latency_before_s)} -> {wording.seconds(r.latency_after_s)}",
+                f"{wording.seconds(r.latency_before_s)} -> {wording.left(r.latency_after_s)}",
                 f"{wording.count(r.parameters_before)} -> {wording.count(r.parameters_after)}",
                 wording.digits(r.damage),
             )

@@ -13,6 +13,7 @@ __all__ = [
     "final_board",
     "headline",
     "latency",
+    "left",
     "percent",
     "relative",
     "score",
@@ -41,6 +42,12 @@ def seconds(value: float) -> str:
         return "0"
     size, unit = next(((s, u) for s, u in _TIMES if abs(value) >= s), _TIMES[-1])
     return f"{digits(value / size)} {unit}"
+
+
+def left(value: float) -> str:
+    """The latency of a region that runs another program. What is saved is measured in the whole model: at 0, it was at
+    least what had been attributed to the region."""
+    return "~0" if value == 0 else seconds(value)
 
 
 def count(value: int) -> str:

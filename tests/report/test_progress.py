@@ -103,6 +103,19 @@ def test_live_display_leaves_an_unfinished_stage_unfinished_when_interrupted() -
     assert "2/4" in last and "[bold]timed" in last
 
 
+def test_a_stage_with_nothing_left_to_do_counts_nothing() -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    with LiveProgress(console) as progress:
+        progress.stage("known already", 4)
+        progress.stage("the rest", 2)
+        progress.advance(2)
+    assert isinstance(console.file, io.StringIO)
+    rows = console.file.getvalue().splitlines()
+    known, rest = (next(row for row in reversed(rows) if n in row) for n in ("known already", "the rest"))
+    assert "✓" in known and "0/4" not in known
+    assert "✓" in rest and "2/2" in rest
+
+
 def test_live_display_fits_80_columns_whatever_the_names() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     with pytest.raises(KeyboardInterrupt), LiveProgress(console) as progress:
