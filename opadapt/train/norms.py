@@ -2,13 +2,15 @@
 
 Before -> while training -> after: Conv -> Conv, BatchNormalization -> Conv. The normalised model computes what the
 model computes (its statistics are measured first), but its gradients are those of a network that was never folded:
-it bears the larger learning rates with which a short fine-tuning gets anywhere.
+it bears the larger learning rates with which a short fine-tuning gets anywhere. Inputs that preprocessing has not
+standardised are divided by their size for that time, too: the gradient of a weight grows with its input, and the
+weights that read values up to 255 are as much smaller than others, so that one step of a common rate would undo them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,12 +26,15 @@ from opadapt.torchgraph.ops.normalization import BatchNorm
 
 T = TypeVar("T")
 EPSILON = 1e-5
+STANDARD = 3.0  # inputs whose root mean square is within this factor of 1 are left as they are
+_SAME_VALUES = frozenset({"Identity", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _PARTS = ("scale", "shift", "mean", "variance")
 
 
 @dataclass(frozen=True)
 class Norm:
-    """One normalised convolution: its weight, its bias, and the initializers of its normalisation."""
+    """One normalised convolution: its weight, its bias, the initializers of its normalisation, and what its input is
+    divided by (which its weight is multiplied with)."""
 
     weight: str
     bias: str
@@ -37,6 +42,7 @@ class Norm:
     shift: str
     mean: str
     variance: str
+    gain: float = 1.0
 
 
 def with_biases(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -55,11 +61,14 @@ def with_biases(proto: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
-def with_norms(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
+def with_norms(
+    proto: onnx.ModelProto, sizes: Mapping[str, float] | None = None
+) -> tuple[onnx.ModelProto, list[Norm]]:
     """A copy with a BatchNormalization after every convolution whose weight and bias are its own.
 
     They do nothing yet (mean 0, variance 1): ``calibrate`` the module built from it. A convolution that is
-    normalised already is left as it is.
+    normalised already is left as it is. ``sizes``: root mean squares of the model's inputs, by name; convolutions that
+    read one far from 1 get it divided by that.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
@@ -68,13 +77,20 @@ def with_norms(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
     readers = Counter(name for node in graph.node for name in node.input)
     normalised = {n.input[0] for n in graph.node if n.op_type == "BatchNormalization"}
     taken, norms, nodes = _names(changed), [], []
+    gains = _gains(graph, sizes or {})
     for node in list(graph.node):
-        nodes.append(node)
         own = node.op_type == "Conv" and len(node.input) > 2
-        if not own or any(n not in stored or readers[n] != 1 for n in node.input[1:3]):
+        if (
+            not own
+            or any(n not in stored or readers[n] != 1 for n in node.input[1:3])
+            or node.output[0] in normalised
+        ):
+            nodes.append(node)
             continue
-        if node.output[0] in normalised:
-            continue
+        gain = gains.get(node.input[0], 1.0)
+        if gain != 1.0:
+            nodes += _divide(node, gain, stored[node.input[1]], taken)
+        nodes.append(node)
         weight, bias, output = node.input[1], node.input[2], node.output[0]
         names = [_fresh(f"{output}_{part}", taken) for part in _PARTS]
         shift = numpy_helper.to_array(stored[bias])
@@ -87,7 +103,7 @@ def with_norms(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
         nodes.append(
             helper.make_node("BatchNormalization", [inner, *names], [output], epsilon=EPSILON, momentum=0.9)
         )
-        norms.append(Norm(weight, bias, *names))
+        norms.append(Norm(weight, bias, *names, gain))
     del graph.node[:]
     graph.node.extend(nodes)
     return changed, norms
@@ -149,7 +165,7 @@ def folded(trained: onnx.ModelProto, norms: list[Norm], proto: onnx.ModelProto) 
         )
         factor = scale / np.sqrt(variance + EPSILON)
         weight = values[norm.weight]
-        by_output = factor.reshape(-1, *[1] * (weight.ndim - 1))
+        by_output = (factor / norm.gain).reshape(-1, *[1] * (weight.ndim - 1))
         values[norm.weight] = (weight * by_output).astype(np.float32)
         values[norm.bias] = (shift - mean * factor).astype(np.float32)
     result = onnx.ModelProto()
@@ -157,6 +173,30 @@ def folded(trained: onnx.ModelProto, norms: list[Norm], proto: onnx.ModelProto) 
     for initializer in result.graph.initializer:
         initializer.CopyFrom(numpy_helper.from_array(values[initializer.name], initializer.name))
     return result
+
+
+def _gains(graph: onnx.GraphProto, sizes: Mapping[str, float]) -> dict[str, float]:
+    """What the tensors that hold an input's values are to be divided by, where it is far from 1."""
+    gains = {n: s for n, s in sizes.items() if s > 0 and not 1 / STANDARD <= s <= STANDARD}
+    for node in graph.node:
+        if node.op_type in _SAME_VALUES and node.input[0] in gains:
+            gains[node.output[0]] = gains[node.input[0]]
+    return gains
+
+
+def _divide(
+    node: onnx.NodeProto, gain: float, weight: onnx.TensorProto, taken: set[str]
+) -> list[onnx.NodeProto]:
+    """Divide a convolution's input by ``gain``, and multiply its weight with it; the nodes that do the former."""
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(gain), weight.name))
+    factor, divided = (_fresh(f"{node.output[0]}_{part}", taken) for part in ("gain", "divided"))
+    value = numpy_helper.from_array(np.array(1 / gain, np.float32), factor)
+    source, node.input[0] = node.input[0], divided
+    # a constant and no initializer: it is not trained
+    return [
+        helper.make_node("Constant", [], [factor], value=value),
+        helper.make_node("Mul", [source, factor], [divided]),
+    ]
 
 
 def _names(proto: onnx.ModelProto) -> set[str]:

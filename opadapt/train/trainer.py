@@ -74,16 +74,18 @@ class Trainer:
         self.batch = min(config.batch, len(dataset.train))
         # by itself the trial cuts a batch into parts that are large enough only
         fair = self.batch // (config.replicas or 1) >= LEAST_PART
-        self.normed, self.norms = with_norms(student) if config.batch_norm and fair else (student, [])
+        self._shapes = [output_of(teacher, name).shape for name in float_outputs(teacher)]
+        views = self._views()
+        self.batches = Batches(dataset, self.names, self.batch, views, seed)
+        self.steps_per_epoch = self.batches.per_epoch
+        self.normed, self.norms = (
+            with_norms(student, self._sizes()) if config.batch_norm and fair else (student, [])
+        )
         features = config.features or ()
         self.student = build(with_outputs(self.normed, [*(h.tensor for h in heads), *features]))
         self.teacher = Teacher(teacher, [*(h.tensor for h in originals), *features])
         if not parameter_names(self.student):
             raise Refused("finetune", "the model has no weights to train")
-        self._shapes = [output_of(teacher, name).shape for name in float_outputs(teacher)]
-        views = self._views()
-        self.batches = Batches(dataset, self.names, self.batch, views, seed)
-        self.steps_per_epoch = self.batches.per_epoch
         self.recorded: Recorded | None = None
         self.step, self.elapsed_s, self.rate_cuts, self.loss_sum = 0, 0.0, 0, 0.0
         self.started = time.perf_counter()
@@ -96,6 +98,11 @@ class Trainer:
             self._restore(state)
         if views is not None:
             self.recorded = Recorded(folder / RECORD, views, len(dataset.train), self._shapes)
+
+    def _sizes(self) -> dict[str, float]:
+        """The root mean squares of the inputs, over a batch."""
+        pairs = zip(self.names, self.batches(0).inputs, strict=True)
+        return {name: float(x.double().square().mean().sqrt()) for name, x in pairs if x.is_floating_point()}
 
     def _views(self) -> int | None:
         """Views of each sample, where the teacher's outputs for them are recorded; None where it always runs."""

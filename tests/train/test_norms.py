@@ -106,6 +106,58 @@ def test_what_was_trained_folds_back_into_weight_and_bias() -> None:
     assert np.abs(trained - _run(model, X)).max() > 0.1  # it did learn something
 
 
+def _trained(model: onnx.ModelProto, x: np.ndarray, sizes: dict[str, float]) -> onnx.ModelProto:
+    normed, norms = with_norms(model, sizes)
+    module = build(normed)
+    calibrate(module, norms, [x], lambda batch: module(torch.from_numpy(batch)))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    module.train()
+    for _ in range(10):
+        loss = (module(torch.from_numpy(x)) - 1.0).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    module.eval()
+    return folded(write_back(module, normed), norms, model)
+
+
+def _reading(factor: float, padded: bool) -> onnx.ModelProto:
+    """The model for inputs ``factor`` times as large, through a Pad if ``padded``."""
+    model = with_biases(_model())
+    for initializer in model.graph.initializer:
+        if initializer.name == "w1":
+            value = numpy_helper.to_array(initializer) / np.float32(factor)
+            initializer.CopyFrom(numpy_helper.from_array(value, "w1"))
+    if padded:
+        first = model.graph.node[0]
+        pads = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+        model.graph.initializer.append(numpy_helper.from_array(pads, "pads"))
+        model.graph.node.insert(0, helper.make_node("Pad", ["x", "pads"], ["wide"], "pad"))
+        first = model.graph.node[1]
+        first.input[0] = "wide"
+        next(a for a in first.attribute if a.name == "pads").ints[:] = [0, 0, 0, 0]
+    return model
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_inputs_of_any_size_are_trained_on_alike(padded: bool) -> None:
+    size = float(np.sqrt(np.square(X).mean()))
+    small = _trained(_reading(1.0, padded), X, {"x": size})
+    large = _trained(_reading(128.0, padded), 128 * X, {"x": 128.0})
+    changed = _run(small, X)
+    assert np.abs(changed - _run(_reading(1.0, padded), X)).max() > 0.1
+    np.testing.assert_allclose(_run(large, 128 * X), changed, rtol=1e-3, atol=1e-3)
+    careless = _trained(_reading(128.0, padded), 128 * X, {})
+    assert np.abs(_run(careless, 128 * X) - changed).max() > 0.1
+
+
+def test_inputs_of_ordinary_size_are_left_as_they_are() -> None:
+    model = with_biases(_model())
+    assert with_norms(model, {"x": 0.5})[0] == with_norms(model)[0]
+    onnx.checker.check_model(with_norms(model, {"x": 140.0})[0])
+
+
 def test_a_channel_that_never_varies_does_not_blow_up() -> None:
     model = _model()
     w1 = numpy_helper.to_array(model.graph.initializer[0]).copy()
