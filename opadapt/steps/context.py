@@ -130,6 +130,11 @@ class Context:
                 f"{', '.join(map(repr, unseen))} is no part of the acceptance"
             )
 
+    @property
+    def opset(self) -> int:
+        """Of the file that is exported."""
+        return self.experiment.opset or self.original.source.opset
+
     def warn(self, text: str) -> None:
         self.warnings.append(text)
         self.progress.note(text)

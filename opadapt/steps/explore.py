@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from opadapt.errors import Refused
 from opadapt.ir.cost import count_params
 from opadapt.ir.spec import Array
 from opadapt.ir.text import print_program
 from opadapt.journal import content_key
-from opadapt.lower import lower
+from opadapt.lower import to_model
 from opadapt.measure.profile import Profile
 from opadapt.measure.rank import rank_regions
 from opadapt.model.graph import Model
+from opadapt.model.opset import default_opset, to_opset
 from opadapt.model.regions import Group, groups, regions
 from opadapt.search.candidate import Candidate, tidy
 from opadapt.search.evolve import Evolution, Individual, Scores
@@ -120,7 +122,7 @@ async def explore(
         original=original,
         original_latency_s=ranked.member_s,
         config=config,
-        lower=_lowers,
+        lower=partial(lowers, opset=context.opset),
         latency=latency,
         rungs=training.rungs,
         overlap=context.apart,
@@ -160,12 +162,12 @@ async def explore(
     )
 
 
-def _lowers(candidate: Candidate) -> None:
-    lower(candidate.program, candidate.bindings[0], _names(candidate), "y", "")
-
-
-def _names(candidate: Candidate) -> list[str]:
-    return [f"x{i}" for i in range(len(candidate.program.inputs))]
+def lowers(candidate: Candidate, opset: int) -> None:
+    """Raises ProgramError for a program that makes no graph, ModelError for one that has no form at the opset of the
+    exported file."""
+    proto = to_model(candidate.program, candidate.bindings[0], None)
+    if opset < default_opset(proto):
+        to_opset(proto, opset, proto.ir_version)
 
 
 def spread(front: Sequence[Individual], count: int) -> tuple[Individual, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rows import CHANNELS, group_of, separable, write_row
 
+from opadapt.errors import ModelError
 from opadapt.ir.text import parse_program
 from opadapt.journal import Journal
 from opadapt.measure.profile import Profile, profile
@@ -22,7 +23,7 @@ from opadapt.steps import searching
 from opadapt.steps.activations import Activations, sample_rows
 from opadapt.steps.ahead import run
 from opadapt.steps.context import Context
-from opadapt.steps.explore import Ranked, explore, original_candidate, rank_groups, spread
+from opadapt.steps.explore import Ranked, explore, lowers, original_candidate, rank_groups, spread
 from opadapt.steps.searching import search_groups
 from opadapt.steps.tuning import with_weights
 
@@ -44,6 +45,23 @@ def test_the_worst_groups_alone(make_context) -> None:
     assert len(everything) > 2
     some = ranked(make_context(search={"top_groups": 2, "stages": 0}))
     assert [r.group.key for r in some] == [r.group.key for r in everything[:2]]
+
+
+POOLED = """
+program(f32[N,8,16,16]) -> f32[N,8,16,16]
+%1 = pad %0 pads=((0,0),(0,0),({0},{0}),({0},{0})) value=0.0
+%2 = window %1 axes=(2,3) dilation=({0},{0}) kernel=(3,3) stride=(1,1)
+%3 = mean %2 axes=(4,5) keepdims=0
+return %3
+"""
+
+
+def test_a_program_without_a_form_at_the_opset_of_the_export_is_refused() -> None:
+    plain, dilated = (Candidate(parse_program(POOLED.format(n)), ({},), "test") for n in (1, 2))
+    lowers(plain, 17)
+    lowers(dilated, 19)
+    with pytest.raises(ModelError, match=r"AveragePool .* has no form at opset 17"):
+        lowers(dilated, 17)  # dilated pools came with 19
 
 
 def test_no_region_is_larger_than_allowed(make_context) -> None:
