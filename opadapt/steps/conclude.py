@@ -17,7 +17,6 @@ from opadapt.model.save import export, write_atomic
 from opadapt.report.data import (
     AccuracyFacts,
     DeviceFacts,
-    DeviceState,
     LatencyFacts,
     ModelFacts,
     OperatorCost,
@@ -34,7 +33,7 @@ from opadapt.steps.baseline import measure
 from opadapt.steps.boards import compare_boards
 from opadapt.steps.context import Context
 from opadapt.steps.exact import NOTHING
-from opadapt.steps.final import compare_files
+from opadapt.steps.final import Final, compare_files, warn_if_hot
 from opadapt.steps.folding import folded
 from opadapt.steps.front import ADAPTED, front
 from opadapt.steps.history import History
@@ -47,17 +46,17 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     """Write adapted.onnx, front/ where the run made several models, report.json and report.html. An adapted model that
     is not measurably faster is not exported: the original is, and the verdict says so."""
     experiment = context.experiment
-    final = folded(context, model, "adapted model")
     path = context.folder / ADAPTED
-    context.progress.stage("export and measure the exported file against the original")
-    export(final, path, experiment.opset)
-    measured = compare_files(context, path)
-    changed = history.changed
-    if changed and not measured.latency.is_gain:
+    final, measured = _exported(context, model, path)
+    while history.changed and not measured.latency.is_gain:
+        if (other := history.fall_back(model)) is not None:
+            context.warn("the fastest model is not faster beyond the noise: the next one takes its place")
+            model = other
+            final, measured = _exported(context, model, path)
+            continue
         context.warn("the adapted model is not faster beyond the noise: the original is exported unchanged")
         history.withdraw("no gain above the noise floor" if context.dataset is not None else NOTHING)
-        changed = False
-    if not changed:
+    if not (changed := history.changed):
         final = context.original
         _export_original(context, path)
         measured = compare_files(context, path)
@@ -70,7 +69,7 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
             check_test(context, scores, scores.test, ADAPTED)
         points = front(context, dataset, model, measured.latency, scores, history)
     context.tell_losses()
-    _check_state(context, measured.state)
+    warn_if_hot(context, measured.state)
     _check_boards(context, baseline, profile)
     report = Report(
         name=experiment.name or context.folder.name,
@@ -112,6 +111,14 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     return report
 
 
+def _exported(context: Context, model: Model, path: Path) -> tuple[Model, Final]:
+    """The model as it is exported, and what was measured of the file."""
+    final = folded(context, model, "adapted model")
+    context.progress.stage("export and measure the exported file against the original")
+    export(final, path, context.experiment.opset)
+    return final, compare_files(context, path)
+
+
 def _export_original(context: Context, path: Path) -> None:
     """The original as it was given, unless another opset is asked for."""
     if context.experiment.opset is None:
@@ -127,14 +134,6 @@ def _check_boards(context: Context, before: Profile, after: Profile) -> None:
         context.warn(
             f"the original was profiled on {first}, the adapted model on {last}: their latencies per operator include "
             "the difference between the boards; the speed-up does not"
-        )
-
-
-def _check_state(context: Context, state: DeviceState | None) -> None:
-    if state is not None and state.too_hot:
-        context.warn(
-            f"the device was still too hot for the final measurement after waiting {state.waited_s:.0f} s: "
-            "what it shows is the speed of a hot device"
         )
 
 

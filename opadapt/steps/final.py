@@ -63,6 +63,15 @@ def compare_files(context: Context, path: Path) -> Final:
     return Final(latency, energy, state, dict(row["conditions"]))
 
 
+def warn_if_hot(context: Context, state: DeviceState | None) -> None:
+    """Say so where the device did not cool down for a final measurement."""
+    if state is not None and state.too_hot:
+        context.warn(
+            f"the device was still too hot for the final measurement after waiting {state.waited_s:.0f} s: "
+            "what it shows is the speed of a hot device"
+        )
+
+
 def _deployed(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     """The file as it would be deployed: untouched but for its inputs, pinned to the shapes measured (batch 1)."""
     for info in proto.graph.input:

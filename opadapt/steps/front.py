@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
+from opadapt.errors import ModelError
 from opadapt.model.graph import Model
 from opadapt.model.save import export, write_atomic
 from opadapt.report.data import AccuracyFacts, LatencyFacts, PointFacts
 from opadapt.steps.accuracy import accuracy, check_test
 from opadapt.steps.attempt import Accepted
 from opadapt.steps.context import Context
-from opadapt.steps.final import compare_files
+from opadapt.steps.final import compare_files, warn_if_hot
 from opadapt.steps.folding import folded
 from opadapt.steps.history import History
 from opadapt.train.data import Dataset
 
 ADAPTED = "adapted.onnx"
 FOLDER = "front"
+_OURS = re.compile(r"\d+\.\d\dx(-\d+)?\.onnx")  # other files are the user's
 
 
 def front(
@@ -56,19 +59,25 @@ def front(
                 check_test(context, found, point.test, point.path)
     kept = {context.folder / point.path for point in points}
     for file in (context.folder / FOLDER).glob("*.onnx"):
-        if file not in kept:
+        if file not in kept and _OURS.fullmatch(file.name):
             file.unlink()
     return tuple(points)
 
 
 def _measured(context: Context, dataset: Dataset, point: Accepted, number: int) -> PointFacts | None:
-    """Exported into the cache, which is the path, and measured; None where it is no faster than the original beyond
-    the noise."""
+    """Exported into the cache, which is the path, and measured; None where that cannot be done, or it is no faster than
+    the original beyond the noise."""
     final = folded(context, point.model, f"model {number} of the front")
     path = context.cache / f"point{number}.onnx"
     context.progress.stage(f"export and measure model {number} of the front")
-    export(final, path, context.experiment.opset)
-    latency = compare_files(context, path).latency
+    try:
+        export(final, path, context.experiment.opset)
+    except ModelError as error:
+        context.warn(f"model {number} of the front is left out: {error.message}")
+        return None
+    measured = compare_files(context, path)
+    warn_if_hot(context, measured.state)
+    latency = measured.latency
     if not latency.is_gain:
         context.warn(
             f"a model of {latency.speedup.value:.2f}x is left out: it is not faster beyond the noise"
@@ -98,8 +107,9 @@ def _undominated(context: Context, points: Sequence[PointFacts], higher_is_bette
                 f"a model of {point.speedup.value:.2f}x is left out: another one is no slower and no worse on "
                 "validation"
             )
-        if value <= best and point.path == ADAPTED:
-            context.warn(f"a model in {FOLDER}/ is no slower than {ADAPTED} and no worse on validation")
+        if kept[-1].path == ADAPTED and len(kept) > 1:
+            worse = " and no worse on validation" if value <= best else ""
+            context.warn(f"a model in {FOLDER}/ is no slower than {ADAPTED}{worse}")
         best = max(best, value)
     return kept
 

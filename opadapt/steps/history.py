@@ -10,6 +10,7 @@ from opadapt.experiment import Target
 from opadapt.ir.cost import count_params
 from opadapt.ir.text import print_program
 from opadapt.measure.profile import Profile
+from opadapt.model.graph import Model
 from opadapt.report.data import Attempt, FrontPoint, Replacement, TrainingPoint
 from opadapt.steps.assemble import Assembled
 from opadapt.steps.attempt import Accepted
@@ -46,6 +47,15 @@ class History:
     @property
     def changed(self) -> bool:
         return bool(self.exact or self.accepted or self.folded)
+
+    def fall_back(self, model: Model) -> Model | None:
+        """Give up this model of several; the fastest of the others takes its place, if there is one."""
+        self.points = [point for point in self.points if point.model.digest != model.digest]
+        if not self.points:
+            return None
+        best = max(self.points, key=lambda point: point.speedup)
+        self.accepted, self.reason = list(best.offers), best.reason
+        return best.model
 
     def withdraw(self, reason: str) -> None:
         """Nothing of it is exported after all."""

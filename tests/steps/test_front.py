@@ -11,6 +11,7 @@ import onnx
 import pytest
 from rows import write_row
 
+from opadapt.errors import ModelError
 from opadapt.measure.timing import Estimate
 from opadapt.report.data import AccuracyFacts, LatencyFacts, PointFacts, Scores
 from opadapt.steps import front as fronts
@@ -65,7 +66,7 @@ Kept = Callable[..., tuple[PointFacts, ...]]
 def kept(context: Context, monkeypatch: pytest.MonkeyPatch) -> Kept:
     """The front of an adapted model and of others: for each its speed-up and what it is worth."""
 
-    def run(*models: Made) -> tuple[PointFacts, ...]:
+    def run(*models: Made, state: object = None) -> tuple[PointFacts, ...]:
         made = [
             with_weights(context.original, {"head.w": np.full((16, 4), number, np.float32)})
             for number in range(len(models))
@@ -75,7 +76,9 @@ def kept(context: Context, monkeypatch: pytest.MonkeyPatch) -> Kept:
         measured = iter(others)
         judged = iter([one for one in others if latency(one[0]).is_gain])
         monkeypatch.setattr(
-            fronts, "compare_files", lambda *arguments: SimpleNamespace(latency=latency(next(measured)[0]))
+            fronts,
+            "compare_files",
+            lambda *arguments: SimpleNamespace(latency=latency(next(measured)[0]), state=state),
         )
         monkeypatch.setattr(fronts, "accuracy", lambda *arguments: next(judged)[1])
         return front(context, None, made[0], latency(speedup), scores, history)  # type: ignore[arg-type]
@@ -133,10 +136,35 @@ def test_the_adapted_model_stays_but_it_is_said_when_another_beats_it(context: C
 
 def test_what_an_interrupted_session_left_goes(context: Context, kept: Kept) -> None:
     (context.folder / "front").mkdir()
-    stale = context.folder / "front" / "9.99x.onnx"
+    stale, own = (context.folder / "front" / name for name in ("9.99x.onnx", "9.99x-int8.onnx"))
     stale.touch()
+    own.touch()  # the user's
     assert names(kept((2.0, facts(89.1)), (1.5, facts(89.9)))) == ["adapted.onnx", "front/1.50x.onnx"]
-    assert not stale.exists()
+    assert not stale.exists() and own.exists()
+
+
+def test_a_model_that_cannot_be_exported_is_left_out(
+    context: Context, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise ModelError("operator AveragePool has no form at opset 17")
+
+    monkeypatch.setattr(fronts, "export", fails)
+    assert names(kept((2.0, facts(89.1)), (1.5, facts(89.9)))) == ["adapted.onnx"]
+    assert context.warnings == [
+        "model 1 of the front is left out: operator AveragePool has no form at opset 17"
+    ]
+
+
+def test_a_hot_device_is_told_of(context: Context, kept: Kept) -> None:
+    hot = SimpleNamespace(too_hot=True, waited_s=60.0)
+    kept((2.0, facts(89.1)), (1.5, facts(89.9)), state=hot)
+    assert len(context.warnings) == 1 and "too hot" in context.warnings[0]
+
+
+def test_a_faster_model_that_is_worse_is_told_of(context: Context, kept: Kept) -> None:
+    assert names(kept((1.5, facts(89.5)), (1.52, facts(89.1)))) == ["front/1.52x.onnx", "adapted.onnx"]
+    assert context.warnings == ["a model in front/ is no slower than adapted.onnx"]
 
 
 def test_test_data_that_contradicts_names_the_file(context: Context, kept: Kept) -> None:

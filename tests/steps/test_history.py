@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from rows import group_of, offers_of, write_row
+from rows import CHANNELS, group_of, offers_of, write_row
 
 from opadapt.measure.timing import Estimate
 from opadapt.report.data import Attempt
@@ -11,6 +12,7 @@ from opadapt.steps.assemble import Assembled
 from opadapt.steps.attempt import Accepted
 from opadapt.steps.context import Context
 from opadapt.steps.history import History
+from opadapt.steps.tuning import with_weights
 
 LOST = Estimate(-3.1, -3.5, -2.7)
 
@@ -68,6 +70,21 @@ def attempt(
 )
 def test_which_constraint_bound(attempts: list[Attempt], bound: str) -> None:
     assert History(attempts=attempts).bound(2.9) == bound
+
+
+def test_the_next_fastest_takes_the_place_of_one_that_is_given_up(context: Context) -> None:
+    offers = offers_of(group_of(context.original, "a"))
+
+    def point(names: str, speedup: float) -> Accepted:
+        head = {"head.w": np.full((CHANNELS, 4), speedup, np.float32)}
+        return Accepted(with_weights(context.original, head), tuple(offers[n] for n in names), speedup, names)
+
+    fast, middle, slow = point("abc", 2.0), point("ab", 1.5), point("a", 1.2)
+    history = History(accepted=list(fast.offers), points=[slow, fast, middle])
+    assert history.fall_back(fast.model) is middle.model
+    assert (tuple(history.accepted), history.reason, history.changed) == (middle.offers, "ab", True)
+    assert history.fall_back(middle.model) is slow.model
+    assert history.fall_back(slow.model) is None
 
 
 def test_a_model_of_a_later_round_has_the_replacements_of_those_before(context: Context) -> None:
