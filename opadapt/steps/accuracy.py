@@ -6,7 +6,7 @@ from opadapt.model.graph import Model
 from opadapt.report.data import AccuracyFacts, Scores
 from opadapt.steps.attempt import difference
 from opadapt.steps.context import Context
-from opadapt.steps.tuning import compare, metric_of
+from opadapt.steps.tuning import compare, metric_of, several_groups
 from opadapt.train.data import Dataset
 
 
@@ -14,6 +14,12 @@ def accuracy(context: Context, dataset: Dataset, final: Model) -> AccuracyFacts:
     """The metric of the original and of ``final`` on both splits, through the journal."""
     metric = metric_of(context)
     context.progress.stage("accuracy on the validation and test data")
+    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
+        if split.groups is not None and not several_groups(split):
+            context.warn(
+                f"the {name} data is of one group alone: its interval takes the samples for independent of each other, "
+                "and is too narrow"
+            )
     verdicts = {
         name: compare(context, dataset, final, split, name)
         for name, split in (("validation", dataset.validation), ("test", dataset.test))

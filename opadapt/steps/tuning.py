@@ -178,10 +178,11 @@ def _within_budget(context: Context, tag: str, share: Share) -> FinetuneConfig:
 
 
 def _part(config: FinetuneConfig, part: float) -> FinetuneConfig:
-    """The settings with a part of their epochs, one at least, and of their minutes."""
-    epochs = config.epochs and max(1, round(config.epochs * part))
+    """The settings with a part of their epochs, those with the teacher among them, one at least, and of their
+    minutes."""
+    epochs, taught = (n and max(1, round(n * part)) for n in (config.epochs, config.teacher_epochs))
     minutes = config.minutes and config.minutes * part
-    return config.model_copy(update={"epochs": epochs, "minutes": minutes})
+    return config.model_copy(update={"epochs": epochs, "teacher_epochs": taught, "minutes": minutes})
 
 
 def _settings(execution: Execution) -> dict[str, Any]:
@@ -256,7 +257,13 @@ def judged(context: Context, dataset: Dataset, model: Model, split: Split, name:
         tolerance,
         context.rng("bootstrap", name),
         tolerance.reference_points if name == "validation" else None,
+        split.groups if several_groups(split) else None,
     )
+
+
+def several_groups(split: Split) -> bool:
+    """Whether an interval can be had from groups: from one alone nothing is known about others."""
+    return split.groups is not None and len(np.unique(split.groups)) > 1
 
 
 def points(tuned: Tuned, attempt: int, metric: Metric) -> list[TrainingPoint]:

@@ -1,10 +1,13 @@
 """Is a candidate within tolerance of the original? A paired bootstrap, so that equal errors cancel.
 
-Paired percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
+Paired percentile bootstrap: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13. Samples
+of one group, such as a subject, depend on each other: whole groups are drawn then (Davison and Hinkley, Bootstrap
+Methods and their Application, 1997, section 3.8).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -82,10 +85,12 @@ def judge(
     tolerance: Tolerance,
     rng: np.random.Generator,
     reference_points: float | None = None,
+    groups: NDArray[Any] | None = None,
 ) -> Verdict:
     """Compare the outputs of two models on the same samples.
 
-    ``candidate`` and ``original`` are outputs [samples, ...]. With ``reference_points`` the loss is counted from
+    ``candidate`` and ``original`` are outputs [samples, ...]; ``groups``: the group of each sample, where they do not
+    stand each for itself. With ``reference_points`` the loss is counted from
     there, and its interval is that of the candidate alone. Raises DataError where the metric cannot be
     computed.
     """
@@ -109,10 +114,10 @@ def judge(
     sign = 1.0 if metric.higher_is_better else -1.0
     before, after = metric.in_points(metric(original, target)), metric.in_points(metric(candidate, target))
     if reference_points is None:
-        drawn = resample(metric, original, candidate, target, tolerance.resamples, rng)
+        drawn = resample(metric, original, candidate, target, tolerance.resamples, rng, groups)
         differences, source = sign * metric.points * drawn, ""
     else:
-        drawn = resample_one(metric, candidate, target, tolerance.resamples, rng)
+        drawn = resample_one(metric, candidate, target, tolerance.resamples, rng, groups)
         before, source = reference_points, " by reference"
         differences = sign * (before - metric.points * drawn)
     loss, allowed = sign * (before - after), tolerance.allowed(before)
@@ -138,8 +143,10 @@ def resample(
     target: NDArray[Any],
     resamples: int,
     rng: np.random.Generator,
+    groups: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """``metric(first) - metric(second)`` on ``resamples`` draws of the samples with replacement, the same for both.
+    """``metric(first) - metric(second)`` on ``resamples`` draws of the samples, or of their groups, with replacement,
+    the same for both.
 
     Vectorised over per-sample scores; a metric without them (F1) is computed anew for every draw.
     """
@@ -147,8 +154,8 @@ def resample(
     if metric.per_sample is not None:
         difference = metric.per_sample(first, target) - metric.per_sample(second, target)
         if len(difference) == count:
-            return _resample_mean(difference, resamples, rng)
-    draws = (rng.integers(0, count, count) for _ in range(resamples))
+            return _resample_mean(difference, resamples, rng, groups)
+    draws = _draws(count, resamples, rng, groups)
     return np.array([metric(first[d], target[d]) - metric(second[d], target[d]) for d in draws])
 
 
@@ -158,21 +165,42 @@ def resample_one(
     target: NDArray[Any],
     resamples: int,
     rng: np.random.Generator,
+    groups: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """``metric(outputs)`` on ``resamples`` draws of the samples with replacement."""
+    """``metric(outputs)`` on ``resamples`` draws of the samples, or of their groups, with replacement."""
     count = len(target)
     if metric.per_sample is not None and len(scores := metric.per_sample(outputs, target)) == count:
-        return _resample_mean(scores, resamples, rng)
-    draws = (rng.integers(0, count, count) for _ in range(resamples))
+        return _resample_mean(scores, resamples, rng, groups)
+    draws = _draws(count, resamples, rng, groups)
     return np.array([metric(outputs[d], target[d]) for d in draws])
 
 
+def _numbered(count: int, groups: NDArray[Any] | None) -> NDArray[np.intp]:
+    """The number of each sample's group; its own without groups."""
+    return np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+
+
+def _draws(
+    count: int, resamples: int, rng: np.random.Generator, groups: NDArray[Any] | None
+) -> Iterator[NDArray[np.intp]]:
+    """Samples [about count] of each draw."""
+    if groups is None:
+        yield from (rng.integers(0, count, count) for _ in range(resamples))
+        return
+    numbers = _numbered(count, groups)
+    members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
+    for _ in range(resamples):
+        yield np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
+
+
 def _resample_mean(
-    scores: NDArray[np.float64], resamples: int, rng: np.random.Generator
+    scores: NDArray[np.float64], resamples: int, rng: np.random.Generator, groups: NDArray[Any] | None
 ) -> NDArray[np.float64]:
-    chunk = max(1, _CHUNK_ELEMENTS // len(scores))
+    numbers = _numbered(len(scores), groups)
+    sums, counts = np.bincount(numbers, scores), np.bincount(numbers)
+    chunk = max(1, _CHUNK_ELEMENTS // len(sums))
     parts = []
     for start in range(0, resamples, chunk):
-        draws = rng.integers(0, len(scores), (min(chunk, resamples - start), len(scores)))
-        parts.append(scores[draws].mean(axis=1))
+        draws = rng.integers(0, len(sums), (min(chunk, resamples - start), len(sums)))
+        parts.append(sums[draws].sum(axis=1) / counts[draws].sum(axis=1))
     return np.concatenate(parts)

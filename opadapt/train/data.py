@@ -70,18 +70,19 @@ class DataConfig(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Raw samples by model input, and their labels (None without)."""
+    """Raw samples by model input, their labels, and the group of each, such as its subject (None without)."""
 
     inputs: dict[str, NDArray[Any]]
     labels: NDArray[Any] | None = None
+    groups: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def take(self, indices: NDArray[np.int64] | slice) -> Split:
         """Some of the samples."""
-        labels = None if self.labels is None else self.labels[indices]
-        return Split({name: array[indices] for name, array in self.inputs.items()}, labels)
+        labels, groups = (None if a is None else a[indices] for a in (self.labels, self.groups))
+        return Split({name: array[indices] for name, array in self.inputs.items()}, labels, groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,19 +113,17 @@ def load_data(config: DataConfig, model: Model, base: Path | None = None) -> Dat
     output = output_of(model.proto)
     kind: LabelKind = "none"
     splits: dict[Part, Split] = {}
-    groups: dict[Part, NDArray[Any] | None] = {}
     for part, arrays in source.parts.items():
         if not any(_find(arrays, _wanted(config, name, ports)) for name in ports):
             continue  # such as a list of class names beside x_train and x_test
         where = f"{source.where} ({part})"
-        split = Split({name: _input(arrays, config, name, ports, where) for name in ports})
+        inputs = {name: _input(arrays, config, name, ports, where) for name in ports}
         labels = _labels(arrays, config, where)
         if labels is not None:
             kind = label_kind(labels, output, config.label_kind)
             labels = check_labels(labels, kind, output, where, len(source.class_names))
-        splits[part] = Split(split.inputs, labels)
-        groups[part] = _group(arrays, config, where)
-        _check_counts(splits[part], groups[part], where)
+        splits[part] = Split(inputs, labels, _group(arrays, config, where))
+        _check_counts(splits[part], where)
     if not splits:
         raise DataError(
             f"no samples for the model's inputs in {source.where}",
@@ -133,7 +132,7 @@ def load_data(config: DataConfig, model: Model, base: Path | None = None) -> Dat
             or "nothing",
             do="name the arrays in data.inputs",
         )
-    made = _divide(splits, groups, config, kind)
+    made = _divide(splits, config, kind)
     _check_alike(made)
     preprocess = Preprocess(
         {
@@ -251,10 +250,10 @@ def _group(arrays: Arrays, config: DataConfig, where: str) -> NDArray[Any] | Non
     return arrays[config.group]
 
 
-def _check_counts(split: Split, groups: NDArray[Any] | None, where: str) -> None:
+def _check_counts(split: Split, where: str) -> None:
     counts = {name: len(array) for name, array in split.inputs.items()}
     counts |= {} if split.labels is None else {"labels": len(split.labels)}
-    counts |= {} if groups is None else {"group": len(groups)}
+    counts |= {} if split.groups is None else {"group": len(split.groups)}
     if len(set(counts.values())) > 1:
         raise DataError(
             f"{where}: counts differ",
@@ -263,14 +262,9 @@ def _check_counts(split: Split, groups: NDArray[Any] | None, where: str) -> None
         )
 
 
-def _divide(
-    splits: dict[Part, Split],
-    groups: Mapping[Part, NDArray[Any] | None],
-    config: DataConfig,
-    kind: LabelKind,
-) -> dict[Part, Split]:
+def _divide(splits: dict[Part, Split], config: DataConfig, kind: LabelKind) -> dict[Part, Split]:
     rng = np.random.default_rng(config.seed)
-    rest, group = splits.get("train", splits.get("all")), groups.get("train", groups.get("all"))
+    rest = splits.get("train", splits.get("all"))
     if rest is None:
         raise DataError("no training data", expected="x_train, or x", found=", ".join(splits))
     made: dict[Part, Split] = {p: splits[p] for p in ("validation", "test") if p in splits}
@@ -278,9 +272,8 @@ def _divide(
     for part, fraction in fractions.items():
         if part not in made:
             classes = rest.labels if kind == "classes" else None
-            kept, off = splitting.cut(len(rest), fraction, rng, classes, group)
+            kept, off = splitting.cut(len(rest), fraction, rng, classes, rest.groups)
             made[part], rest = rest.take(off), rest.take(kept)
-            group = None if group is None else group[kept]
     made["train"] = rest
     most: dict[Part, int | None] = {
         "train": config.train_limit,

@@ -68,6 +68,13 @@ def test_the_last_of_three_has_a_third_of_the_settings_and_all_that_is_left(
     assert [(c.epochs, c.minutes) for c in asked] == [(3, pytest.approx(6.0)), (3, pytest.approx(4.0))]
 
 
+def test_a_share_has_its_share_of_the_epochs_with_the_teacher(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig]
+) -> None:
+    tuned(make_context(finetune={"epochs": 9, "teacher_epochs": 3}), "third", share=WHOLE.part(1 / 3))
+    assert [(c.epochs, c.teacher_epochs) for c in asked] == [(3, 1)]
+
+
 def test_a_share_of_no_epochs_is_none(
     make_context: Callable[..., Context], asked: list[FinetuneConfig]
 ) -> None:

@@ -111,6 +111,27 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 * 200 <= covered <= 0.99 * 200
 
 
+@pytest.mark.parametrize("name", ["top1", "f1"])
+def test_samples_of_a_group_are_drawn_together(name):
+    """Twenty subjects of twenty equal samples say as much as twenty samples."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 20)
+    better, worse = (outputs_with_errors(labels, rng.random(20) < p) for p in (0.1, 0.5))
+    many = [np.repeat(array, 20, axis=0) for array in (worse, better, labels)]
+    metric, tolerance = make_metric(MetricConfig(name=name)), Tolerance(points=1.0, resamples=400)
+    widths = []
+    for outputs, groups in (
+        ((worse, better, labels), None),
+        (many, np.repeat(np.arange(20), 20)),
+        (many, None),
+    ):
+        verdict = judge(metric, *outputs, tolerance, np.random.default_rng(1), groups=groups)
+        widths.append(verdict.high - verdict.low)
+    alone, grouped, apart = widths
+    assert grouped == pytest.approx(alone, rel=0.2)
+    assert apart < 0.5 * alone
+
+
 def test_the_same_rng_gives_the_same_interval():
     verdicts = [
         judge(TOP1, WORSE, ORIGINAL, LABELS, Tolerance(points=2.0), np.random.default_rng(5))

@@ -79,6 +79,7 @@ def test_groups_are_never_divided(tmp_path, model):
     data = load_data(config, model)
     owners = [set(s.inputs["image"][:, 0, 0].tolist()) for s in (data.train, data.validation, data.test)]
     assert all(owners)
+    assert [set(s.groups) for s in (data.train, data.validation, data.test)] == owners
     assert sum(map(len, owners)) == 6
     assert set.union(*owners) == set(range(6))
 
