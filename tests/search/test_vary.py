@@ -49,6 +49,17 @@ def test_mutants_of_mutants_stay_valid(seed: int) -> None:
     assert_valid(candidate)
 
 
+def test_most_mutants_can_be_mutated_again() -> None:
+    applied = 0
+    for seed in range(20):
+        rng, candidate = np.random.default_rng(seed), ORIGINAL
+        for _ in range(3):
+            with contextlib.suppress(DoesNotApply):
+                candidate = mutate(candidate, SPACE, CONFIG, rng)
+                applied += 1
+    assert applied >= 50
+
+
 def own_weights(candidate: Candidate, other: Candidate) -> set[bytes]:
     """The weights that a candidate has and the other has not."""
     mine, theirs = ({w.tobytes() for w in c.bindings[0].values()} for c in (candidate, other))
