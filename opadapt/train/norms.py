@@ -103,7 +103,7 @@ def with_norms(
         nodes.append(
             helper.make_node("BatchNormalization", [inner, *names], [output], epsilon=EPSILON, momentum=0.9)
         )
-        norms.append(Norm(weight, bias, *names, gain))
+        norms.append(Norm(weight, bias, *names, gain=gain))
     del graph.node[:]
     graph.node.extend(nodes)
     return changed, norms
