@@ -103,7 +103,8 @@ def with_norms(
         nodes.append(
             helper.make_node("BatchNormalization", [inner, *names], [output], epsilon=EPSILON, momentum=0.9)
         )
-        norms.append(Norm(weight, bias, *names, gain=gain))
+        scale, offset, mean, variance = names
+        norms.append(Norm(weight, bias, scale, offset, mean, variance, gain))
     del graph.node[:]
     graph.node.extend(nodes)
     return changed, norms
