@@ -50,6 +50,7 @@ def context() -> Any:
     config = SearchConfig(population=4, generations=1)
     return SimpleNamespace(
         experiment=SimpleNamespace(search=config, timing=None),
+        opset=20,
         quick_timing=None,
         apart=False,
         progress=SimpleNamespace(advance=ignore, note=ignore, stage=ignore),

@@ -122,15 +122,14 @@ def _trained(model: onnx.ModelProto, x: np.ndarray, sizes: dict[str, float]) -> 
     return folded(write_back(module, normed), norms, model)
 
 
-def _reading(factor: float, padded: bool) -> onnx.ModelProto:
+def _reading(given: onnx.ModelProto, factor: float, padded: bool) -> onnx.ModelProto:
     """The model for inputs ``factor`` times as large, through a Pad if ``padded``."""
-    model = with_biases(_model())
+    model = with_biases(given)
     for initializer in model.graph.initializer:
         if initializer.name == "w1":
             value = numpy_helper.to_array(initializer) / np.float32(factor)
             initializer.CopyFrom(numpy_helper.from_array(value, "w1"))
     if padded:
-        first = model.graph.node[0]
         pads = np.array([0, 0, 1, 1, 0, 0, 1, 1])
         model.graph.initializer.append(numpy_helper.from_array(pads, "pads"))
         model.graph.node.insert(0, helper.make_node("Pad", ["x", "pads"], ["wide"], "pad"))
@@ -142,13 +141,13 @@ def _reading(factor: float, padded: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_inputs_of_any_size_are_trained_on_alike(padded: bool) -> None:
-    size = float(np.sqrt(np.square(X).mean()))
-    small = _trained(_reading(1.0, padded), X, {"x": size})
-    large = _trained(_reading(128.0, padded), 128 * X, {"x": 128.0})
+    model, size = _model(), float(np.sqrt(np.square(X).mean()))
+    small = _trained(_reading(model, 1.0, padded), X, {"x": size})
+    large = _trained(_reading(model, 128.0, padded), 128 * X, {"x": 128.0})
     changed = _run(small, X)
-    assert np.abs(changed - _run(_reading(1.0, padded), X)).max() > 0.1
+    assert np.abs(changed - _run(_reading(model, 1.0, padded), X)).max() > 0.1
     np.testing.assert_allclose(_run(large, 128 * X), changed, rtol=1e-3, atol=1e-3)
-    careless = _trained(_reading(128.0, padded), 128 * X, {})
+    careless = _trained(_reading(model, 128.0, padded), 128 * X, {})
     assert np.abs(_run(careless, 128 * X) - changed).max() > 0.1
 
 
