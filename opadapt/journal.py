@@ -14,6 +14,7 @@ import os
 import shutil
 import sqlite3
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def noted(folder: Path, name: str) -> str | None:
 def _storage(what: str) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, zipfile.BadZipFile) as error:
         raise RunError(
             f"cannot {what} the run folder",
             found=str(error),
@@ -225,12 +226,15 @@ class Journal:
         if not path.exists():
             with _storage("write weights into"):
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_bytes(buffer.getvalue())
+                with temporary.open("wb") as file:
+                    file.write(buffer.getvalue())
+                    file.flush()
+                    os.fsync(file.fileno())  # whole before it has its name, even if the power fails
                 temporary.replace(path)
         return digest
 
     def load_arrays(self, digest: str) -> dict[str, NDArray[Any]]:
-        """The arrays stored under a hash. Raises RunError if they are gone."""
+        """The arrays stored under a hash. Raises RunError if they are gone or damaged."""
         path = self.folder / "weights" / f"{digest}.npz"
         with _storage("read weights of"), np.load(path, allow_pickle=False) as found:
             return {str(name): found[f"a{i}"] for i, name in enumerate(found["names"])}

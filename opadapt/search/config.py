@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class SearchConfig(BaseModel):
@@ -113,3 +113,12 @@ class SearchConfig(BaseModel):
     )
     max_attempts: int = Field(3, ge=1, description="selections fine-tuned per round before giving up")
     workers: int = Field(0, ge=0, description="worker processes for distillation (0: one per core)")
+
+    @model_validator(mode="after")
+    def _time_is_left(self) -> Self:
+        if self.selections > 1 and self.selections * self.heat_share >= 1:
+            raise ValueError(
+                f"selections x heat_share is {self.selections * self.heat_share:g}: less than 1 leaves time for the "
+                "best of them"
+            )
+        return self

@@ -6,7 +6,7 @@ has trained goes on to the next; the others keep the error that they have, which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from opadapt.search.evolve import Scores
 
@@ -21,10 +21,24 @@ def rung_steps(steps: int, rungs: int) -> list[int]:
 
 def better_half(found: Mapping[int, Scores]) -> list[int]:
     """The keys of those that go on, in their order: half of them, rounded up, by non-dominated rank in latency and
-    damage, then by damage."""
+    damage. Of the rank that not all have room in, those that are spread evenly over it, from the fastest to the least
+    damaged: the fast ones are what a search for speed needs."""
     ranks = _ranks(found)
-    order = sorted(found, key=lambda i: (ranks[i], found[i].damage, i))
-    return sorted(order[: (len(order) + 1) // 2])
+    half, chosen = (len(found) + 1) // 2, list[int]()
+    for rank in sorted(set(ranks.values())):
+        front = sorted(
+            (i for i in found if ranks[i] == rank), key=lambda i: (found[i].latency_s, found[i].damage, i)
+        )
+        chosen += _spread(front, half - len(chosen))
+    return sorted(chosen)
+
+
+def _spread(front: Sequence[int], room: int) -> list[int]:
+    """At most ``room`` of a front, its ends among them; the last one where there is room for one alone."""
+    last = len(front) - 1
+    if room > last:
+        return list(front)
+    return [front[last - k * last // max(room - 1, 1)] for k in range(room)]
 
 
 def _ranks(found: Mapping[int, Scores]) -> dict[int, int]:

@@ -30,7 +30,10 @@ from opadapt.search.halving import better_half
 
 T = TypeVar("T")
 
-PROBE_DECIMALS = 4  # of the largest output; equal functions differ by float rounding, about 1e-6
+PROBE_DECIMALS = 4  # of the original's size; equal functions differ by float rounding, about 1e-6
+PROJECTIONS = (
+    8  # of an output, on which programs are compared: of few numbers hardly one is rounded either way
+)
 
 Results = AsyncGenerator[
     float | Refused, None
@@ -77,7 +80,7 @@ class Stages:
     overlap: bool = False
     advance: Callable[[int, str], None] = _unseen
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
-    probed: set[tuple[bytes, int, int, int]] = field(default_factory=set)
+    probed: set[tuple[bytes, Work, int]] = field(default_factory=set)
     measured: list[tuple[Work, float]] = field(default_factory=list)
 
     async def evaluate(self, batch: Sequence[Candidate]) -> list[Scores | Refused]:
@@ -89,8 +92,8 @@ class Stages:
             try:
                 self._static(candidate)
                 self._hopeless(candidate, bound)
-                self._repeated(candidate)
                 self._lower(candidate)
+                self._repeated(candidate)
                 alive.append(i)
             except Refused as refused:
                 results[i] = refused
@@ -212,22 +215,31 @@ class Stages:
             raise Refused("bound", f"{reason}; less than {most:.0%} is wanted")
 
     @cached_property
-    def _original_is_finite(self) -> bool:
-        return bool(np.isfinite(_probe(self.original)).all())
+    def _original_size(self) -> float:
+        """The Euclidean norm of its output on the probe, NaN where that is not finite."""
+        return float(np.linalg.norm(_probe(self.original).astype(np.float64))) or 1.0
 
     def _repeated(self, candidate: Candidate) -> None:
-        """Another way to write a function that was tried at the same cost: nothing is measured or trained twice."""
-        program = candidate.program
+        """Another way to write a function that was tried at the same cost: nothing is measured or trained twice.
+
+        Weights of zeros show nothing: a new kernel begins as the identity, whatever it may learn.
+        """
         try:
             output = _probe(candidate)
         except ProgramError as error:
             raise Refused("verify", error.message) from error
-        if self._original_is_finite and not np.isfinite(output).all():
-            raise Refused("verify", "not finite on random inputs, on which the original is")
-        scale = float(np.abs(output).max()) or 1.0
-        rounded = np.round(output / scale, PROBE_DECIMALS) + 0.0  # + 0.0: there is one zero
-        function = hashlib.sha256(rounded.tobytes()).digest()
-        key = (function, count_macs(program), count_bytes(program), count_params(program))
+        if not np.isfinite(output).all():
+            if math.isfinite(self._original_size):
+                raise Refused("verify", "not finite on random inputs, on which the original is")
+            return
+        if any(w.ndim > 1 and not w.all() for w in candidate.bindings[0].values()):
+            return
+        flat = output.ravel().astype(np.float64)
+        directions = np.random.default_rng(flat.size).standard_normal((PROJECTIONS, flat.size))
+        size = self._original_size if math.isfinite(self._original_size) else 1.0
+        rounded = np.round(directions @ flat / size, PROBE_DECIMALS) + 0.0  # + 0.0: there is one zero
+        program = candidate.program
+        key = (hashlib.sha256(rounded.tobytes()).digest(), work_of(program), count_params(program))
         if key in self.probed:
             raise Refused("seen", "computes the same as an earlier candidate, at the same cost")
         self.probed.add(key)

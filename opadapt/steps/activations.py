@@ -33,16 +33,18 @@ class Activations:
         return self.folder / f"{content_key(tensor)}.npy"
 
     def samples(self, group: Group) -> tuple[tuple[Array, ...], ...]:
-        """For each member the first recorded rows of what its region reads, enough to judge channels by; empty for
-        a program that does not take any number of rows."""
+        """For each member some recorded rows of what its region reads, from all over the data, which may be sorted by
+        class, and enough to judge channels by; empty for a program that does not take any number of rows."""
         inputs = group.program.inputs
         if any(t.batch_axis != 0 for t in inputs):
             return ()
         rows = sample_rows(group.program)
-        return tuple(
-            tuple(np.array(np.load(self.path(name), mmap_mode="r")[:rows]) for name in member.region.inputs)
-            for member in group.members
-        )
+
+        def some(name: str) -> Array:
+            recorded: Array = np.load(self.path(name), mmap_mode="r")
+            return np.array(recorded[np.linspace(0, len(recorded) - 1, rows).round().astype(int)])
+
+        return tuple(tuple(some(name) for name in member.region.inputs) for member in group.members)
 
 
 def sample_rows(program: Program) -> int:

@@ -11,6 +11,7 @@ from opadapt.journal import Journal, content_key, noted
 
 STAGES = ("latency", "distil", "damage")  # their keys say everything else that they depend on
 SUBJECT = "subject"
+FORMAT = 2  # of those results: counted up when code changes what they come out as (initial weights, for one)
 
 
 def subject(experiment: Experiment, contents: str) -> str:
@@ -22,7 +23,7 @@ def subject(experiment: Experiment, contents: str) -> str:
         else experiment.data.model_dump(mode="json", exclude={"path", "x", "y"}),
         experiment.metric.model_dump(mode="json"),
         (search.activation_samples, search.probe_samples),
-        (experiment.seed, version("opadapt")),
+        (experiment.seed, version("opadapt"), FORMAT),
     )
     return content_key(contents, settings)
 

@@ -81,6 +81,15 @@ def test_missing_arrays_are_a_run_error(tmp_path: Path) -> None:
         Journal(tmp_path).load_arrays("0" * 32)
 
 
+def test_damaged_arrays_are_a_run_error(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    name = journal.save_arrays({"a": np.ones(1000, np.float32)})
+    file = tmp_path / "weights" / f"{name}.npz"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(RunError, match="weights"):
+        journal.load_arrays(name)
+
+
 def test_a_newer_journal_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path).close()
     with sqlite3.connect(tmp_path / "journal.sqlite") as db:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from programs import block_candidate
 
@@ -119,6 +120,32 @@ def test_the_same_function_at_the_same_cost_is_seen_once() -> None:
     assert isinstance(second, Refused) and second.stage == "seen"
 
 
+def relu_twice(first: str, second: str) -> Candidate:
+    """The original with two instructions behind it."""
+    program = ORIGINAL.program
+    number = len(program.types)
+    body = (*program.body, make(first, (program.output,)), make(second, (number,)))
+    return Candidate(replace(program, body=body, output=number + 1), ORIGINAL.bindings, f"{first} {second}")
+
+
+def test_what_is_equal_up_to_rounding_is_seen_and_what_is_not_is_not() -> None:
+    """The original ends in a ReLU, whose root squared is itself, but for rounding."""
+    latency = Counting([0.5] * 3)
+    made = stages(latency, Counting([0.1] * 3), SearchConfig(max_bytes_ratio=100))
+    batch = [relu_twice("sqrt", "square"), relu_twice("square", "sqrt"), relu_twice("square", "square")]
+    one, same, other = asyncio.run(made.evaluate(batch))
+    assert isinstance(one, Scores) and isinstance(other, Scores)
+    assert isinstance(same, Refused) and same.stage == "seen"
+
+
+def test_new_kernels_that_are_the_identity_yet_are_not_the_same() -> None:
+    zeros = {n: w * (np.arange(w.size).reshape(w.shape) > 0) for n, w in ORIGINAL.bindings[0].items()}
+    candidate = Candidate(ORIGINAL.program, (zeros,), "with zeros")
+    made = stages(Counting([0.5] * 2), Counting([0.1] * 2))
+    results = asyncio.run(made.evaluate([candidate, replace(candidate, origin="again")]))
+    assert all(isinstance(result, Scores) for result in results)
+
+
 def test_what_is_not_finite_where_the_original_is_costs_no_measurement() -> None:
     program = ORIGINAL.program
     body = (*program.body[:-1], make("log", program.body[-1].args))
@@ -181,34 +208,36 @@ ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 @pytest.mark.parametrize("overlap", [False, True])
 def test_the_better_half_is_trained_on_and_the_others_keep_their_error(overlap: bool) -> None:
     log: list[str] = []
-    first, second = Answers(by_place(ERRORS), log), Answers({3: 0.03, 4: 0.02, 5: 0.01}, log)
+    first, second = Answers(by_place(ERRORS), log), Answers({0: 0.03, 3: 0.02, 5: 0.01}, log)
     _, results = halved(Answers(by_place(FAST)), first, second, overlap=overlap)
     assert results == [
-        *(Scores(s, error) for s, error in zip(FAST[:3], ERRORS, strict=False)),
-        Scores(0.4, 0.03, 2),
-        Scores(0.5, 0.02, 2),
+        Scores(0.1, 0.03, 2),
+        Scores(0.2, 0.8),
+        Scores(0.3, 0.7),
+        Scores(0.4, 0.02, 2),
+        Scores(0.5, 0.5),
         Scores(0.6, 0.01, 2),
     ]
-    assert second.asked == [3, 4, 5]
-    assert log == [f"{id(first)} {i}" for i in range(6)] + [f"{id(second)} {i}" for i in (3, 4, 5)]
+    assert second.asked == [0, 3, 5]
+    assert log == [f"{id(first)} {i}" for i in range(6)] + [f"{id(second)} {i}" for i in (0, 3, 5)]
 
 
 def test_every_rung_halves_what_the_one_before_trained() -> None:
-    rungs = Answers(by_place(ERRORS)), Answers({3: 0.01, 4: 0.02, 5: 0.03}), Answers({3: 0.001, 4: 0.002})
+    rungs = Answers(by_place(ERRORS)), Answers({0: 0.01, 3: 0.02, 5: 0.03}), Answers({0: 0.001, 3: 0.002})
     _, results = halved(Answers(by_place(FAST)), *rungs)
-    assert [rung.asked for rung in rungs] == [[0, 1, 2, 3, 4, 5], [3, 4, 5], [3, 4]]
-    assert [r.rungs for r in results if isinstance(r, Scores)] == [1, 1, 1, 3, 3, 2]
+    assert [rung.asked for rung in rungs] == [[0, 1, 2, 3, 4, 5], [0, 3, 5], [0, 3]]
+    assert [r.rungs for r in results if isinstance(r, Scores)] == [3, 1, 1, 3, 1, 2]
     assert results[5] == Scores(0.6, 0.03, 2)
 
 
 def test_only_what_was_trained_counts_as_the_generation() -> None:
     """Half of the four that were trained, not of the six that were asked for; what fails later is refused."""
     first = Answers({0: 0.4, 2: Refused("distil", "torch"), 3: 0.3, 4: 0.2, 5: 0.1})
-    second = Answers({4: 0.02, 5: float("nan")})
+    second = Answers({0: 0.02, 5: float("nan")})
     latency = Answers(by_place([0.1, 1.5, 0.3, 0.4, 0.5, 0.6]))
     made, results = halved(latency, first, second)
-    assert first.asked == [0, 2, 3, 4, 5] and second.asked == [4, 5]
-    assert results[4] == Scores(0.5, 0.02, 2) and results[3] == Scores(0.4, 0.3)
+    assert first.asked == [0, 2, 3, 4, 5] and second.asked == [0, 5]
+    assert results[0] == Scores(0.1, 0.02, 2) and results[3] == Scores(0.4, 0.3)
     refused = {i: r.reason for i, r in enumerate(results) if isinstance(r, Refused)}
     assert refused == {1: "no faster than the original", 2: "torch", 5: "training diverged"}
     assert sum(made.refusals.values()) == 3

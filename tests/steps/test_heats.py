@@ -12,6 +12,7 @@ from rows import group_of, offers_of, student, write_row
 from opadapt.errors import Refused
 from opadapt.journal import Journal
 from opadapt.model.graph import Model
+from opadapt.search.config import SearchConfig
 from opadapt.steps import heats
 from opadapt.steps.context import Context
 from opadapt.steps.heats import TOLL, contenders, winner
@@ -142,3 +143,9 @@ def test_without_time_the_first_is_taken_and_again_when_resumed(make_context, tm
         context = make_context(path, search={"heat_share": 0.1}, budget_minutes=10)
         students = made(context, "a", "b")
         assert winner(context, SimpleNamespace(), students, "first").student is students[0]  # type: ignore[arg-type]
+
+
+def test_selections_leave_time_for_the_best_of_them() -> None:
+    with pytest.raises(ValueError, match="selections x heat_share is 1:"):
+        SearchConfig(selections=5, heat_share=0.2)
+    assert SearchConfig(selections=1, heat_share=0.99).selections == 1
