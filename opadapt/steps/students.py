@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from opadapt.errors import Refused
 from opadapt.journal import content_key
@@ -20,7 +21,9 @@ from opadapt.steps.tuning import judged
 from opadapt.train.data import Dataset
 
 CALIBRATIONS = 5
-CLOSE = 0.02  # of the wall time: a student this little faster than asked for is not worth correcting
+CAREFUL = 3  # times the blocks of other measurements: what is trained for hours depends on these few
+LEAST = 0.01  # of the wall time, that is left of it at least
+ROUNDING = 1e-6  # the solver's
 LADDER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of the reachable gain, tried downwards
 
 Offers = Mapping[str, Offer]
@@ -28,7 +31,7 @@ Offers = Mapping[str, Offer]
 
 @dataclass(frozen=True)
 class Student:
-    """A selection built, with its measured speed-up over the model it changes."""
+    """A selection built, with its speed-up over the model it changes, by the measurements of this and others."""
 
     offers: tuple[Offer, ...]
     spliced: Spliced
@@ -62,40 +65,46 @@ def chosen_for(offers: Offers, needed_s: float, toll: float = 0.0) -> tuple[Offe
 def calibrated(
     context: Context, model: Model, wall_s: float, offers: Offers, goal: float, toll: float = 0.0
 ) -> Student:
-    """The cheapest selection found whose *measured* speed-up reaches the goal.
+    """The cheapest selection found whose speed-up reaches the goal, as far as measuring can tell.
 
-    Savings of single groups do not add up exactly, so the demand is corrected by what the assembled model shows, up
-    and down. Where no selection reaches the goal, the fastest is returned. Raises Refused("select") out of reach.
+    Savings of single groups do not add up exactly, so the demand is corrected by the share of them that assembled
+    models show: the median of all that were measured, since of single measurements those that err upwards would be
+    taken. Where no selection reaches the goal, the fastest is returned. Raises Refused("select") out of reach.
     """
-    needed_s = demand_s = wall_s * (1 - 1 / goal)
-    seen: dict[frozenset[str], Student] = {}
-    for _ in range(CALIBRATIONS):
+    needed_s, kept = wall_s * (1 - 1 / goal), 1.0
+    found: dict[frozenset[str], tuple[tuple[Offer, ...], Spliced, float]] = {}
+    while len(found) < CALIBRATIONS and kept > 0:
         try:
-            chosen = chosen_for(offers, demand_s, toll)
+            chosen = chosen_for(offers, needed_s / kept, toll)
         except Refused:
-            if not seen:
+            if not found:
                 raise
             break
         key = frozenset(o.option.key for o in chosen)
-        if key in seen:
+        if key in found:
             break
         spliced = build(model, chosen)
-        seen[key] = Student(chosen, spliced, _speedup(context, model, spliced.model))
-        missing_s = needed_s - wall_s * (1 - 1 / seen[key].speedup)
-        if -CLOSE * wall_s <= missing_s <= 0:
-            break
-        demand_s += missing_s
-        if demand_s <= 0:
-            break
-    enough = [s for s in seen.values() if s.speedup >= goal]
-    return min(enough, key=lambda s: s.cost(toll)) if enough else max(seen.values(), key=lambda s: s.speedup)
+        saved_s = wall_s * (1 - 1 / _speedup(context, model, spliced.model))
+        found[key] = chosen, spliced, saved_s / _claimed_s(chosen)
+        kept = median(share for _, _, share in found.values())
+    students = [
+        Student(chosen, spliced, wall_s / max(wall_s - kept * _claimed_s(chosen), LEAST * wall_s))
+        for chosen, spliced, _ in found.values()
+    ]
+    enough = [s for s in students if s.speedup >= goal * (1 - ROUNDING)]
+    return min(enough, key=lambda s: s.cost(toll)) if enough else max(students, key=lambda s: s.speedup)
+
+
+def _claimed_s(chosen: Sequence[Offer]) -> float:
+    return sum(o.option.saved_s for o in chosen)
 
 
 def _speedup(context: Context, base: Model, student: Model) -> float:
     """Measured speed-up of a student, as it would be exported, over the base."""
     models = [at_batch(m, 1).SerializeToString() for m in (base, folded(context, student, "student"))]
-    key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models))
     timing = context.experiment.timing
+    timing = timing.model_copy(update={"blocks": CAREFUL * timing.blocks})
+    key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models), timing.key())
     return float(
         context.journal.once("assembled", key, lambda: ratio(context.device.time(models, timing), 0, 1).value)
     )

@@ -191,6 +191,23 @@ def test_what_is_measured_corrects_what_was_claimed(context: Context) -> None:
     assert len(found.offers) == 2 and found.speedup >= goal
 
 
+def test_one_bad_measurement_does_not_decide(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two replacements are enough; they are measured too slow, and all three too fast."""
+    wall_s, saved_s, offers = saving(context)
+    wrong = iter((0.85, 1.1))
+
+    def speedup(context: Context, base: Model, changed: Model) -> float:
+        count = len(measured) + 2
+        measured.append(count)
+        return wall_s / (wall_s - next(wrong) * count * saved_s)
+
+    measured: list[int] = []
+    monkeypatch.setattr(students, "_speedup", speedup)
+    found = calibrated(context, context.original, wall_s, offers, wall_s / (wall_s - 1.9 * saved_s))
+    assert measured == [2, 3] and {o.member.region.name for o in found.offers} == {"b", "c"}
+    assert found.speedup == pytest.approx(wall_s / (wall_s - 0.975 * 2 * saved_s))
+
+
 def test_the_fastest_where_the_goal_is_not_reached_and_a_refusal_out_of_reach(context: Context) -> None:
     wall_s, saved_s, offers = saving(context, claimed=1.1)
     found = calibrated(context, context.original, wall_s, offers, wall_s / (wall_s - 3.2 * saved_s))
