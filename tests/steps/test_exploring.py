@@ -241,7 +241,7 @@ def recorded(context: Context, group: Group, rows: int) -> Activations:
     return found
 
 
-def test_samples_are_the_first_rows_of_what_each_member_reads(small) -> None:
+def test_samples_are_rows_from_all_over_what_each_member_reads(small) -> None:
     context = small()
     group = ranked(context)[0].group
     activations = recorded(context, group, 200)
@@ -249,8 +249,13 @@ def test_samples_are_the_first_rows_of_what_each_member_reads(small) -> None:
     assert len(samples) == len(group.members)
     for member, inputs in zip(group.members, samples, strict=True):
         for name, array in zip(member.region.inputs, inputs, strict=True):
-            assert len(array) == sample_rows(group.program)
-            np.testing.assert_array_equal(array, np.load(activations.path(name))[: len(array)])
+            count = sample_rows(group.program)
+            assert len(array) == count > 2
+            kept = np.load(activations.path(name))
+            places = [np.flatnonzero((kept == row).all(axis=(1, 2, 3))).item() for row in array]
+            assert places == sorted(set(places)) and (places[0], places[-1]) == (0, 199)
+            gaps = np.diff(places)
+            assert gaps.max() - gaps.min() <= 1
     assert original_candidate(group, samples).samples is samples
     fixed = parse_program("program(f32[1,4]) -> f32[1,4]\n%1 = relu %0\nreturn %1")
     assert activations.samples(Group("fixed", fixed, group.members)) == ()
