@@ -131,7 +131,7 @@ def test_energy_of_a_counter_that_starts_again(sysfs: FakeSysfs, model: bytes, q
         consumer.folder = Path(str(device.hello()["folder"]))
         found = device.time([model], quick, energy=True)
     assert any(b < a for a, b in zip(consumer.readings, consumer.readings[1:], strict=False))
-    assert watts(found) == pytest.approx([40.0], rel=0.4)  # the counter is a thread on a busy machine
+    assert watts(found) == pytest.approx([40.0], rel=0.15)
     assert found.conditions["power_source"] == "rapl package-0"
 
 
