@@ -177,6 +177,9 @@ def test_batch_statistics_are_estimated_at_the_start(tmp_path):
 
 
 def test_the_time_budget_ends_it(tmp_path):
+    warm = tmp_path / "warm"  # torch's first steps take seconds
+    warm.mkdir()
+    finetune(classifier(1), classifier(0), labelled(), FAST, warm)
     config = FAST.model_copy(update={"epochs": None, "minutes": 1.5 / 60})
     result = finetune(classifier(1), classifier(0), labelled(), config, tmp_path)
     assert 1.5 <= result.seconds < 8
