@@ -20,7 +20,7 @@ from opadapt.errors import DeviceError, FullDisk, LostDevice
 from opadapt.measure.device import SAME, Kernel, NDArrayAny, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.sent import Sent
-from opadapt.measure.timing import BlockTimes, Timing
+from opadapt.measure.timing import BlockTimes, Timing, of_processes
 from opadapt.measure.transport import AGENT, Transport
 
 PROTOCOL = 1
@@ -185,8 +185,17 @@ class AgentDevice:
             raise ValueError("nothing to time")
 
         def work(paths: list[str]) -> BlockTimes:
-            request = {"do": "time", "models": paths, **self._how(timing), "energy": energy}
-            return self._block_times(self._ask(request, self._limit_s(timing, len(models))))
+            request, limit_s = (
+                {"do": "time", "models": paths, **self._how(timing)},
+                self._limit_s(timing, len(models)),
+            )
+            last = timing.processes - 1  # which measures the energy: one process is enough for that
+            return of_processes(
+                [
+                    self._block_times(self._ask({**request, "energy": energy and number == last}, limit_s))
+                    for number in range(timing.processes)
+                ]
+            )
 
         return self._with_files(models, work, base_first=True)
 

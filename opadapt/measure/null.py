@@ -54,9 +54,10 @@ class NullDevice:
         if not models:
             raise ValueError("nothing to time")
         latency_s = [sum(k.latency_s for k in self._kernels(_parse(model))) for model in models]
-        rounds = range(timing.blocks)
+        count = timing.blocks if timing.processes == 1 else timing.processes
+        rounds = range(timing.blocks * timing.processes)
         order = tuple(i for turn in rounds for i in range(len(models))[:: -1 if turn % 2 else 1])
-        return BlockTimes(np.repeat(np.array(latency_s)[:, None], timing.blocks, 1), self.conditions(), order)
+        return BlockTimes(np.repeat(np.array(latency_s)[:, None], count, 1), self.conditions(), order)
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         proto = _parse(model)

@@ -8,16 +8,21 @@ any distribution, and without random numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import binom
 
 CONFIDENCE = 0.95
+_OVERALL: Mapping[str, Callable[[list[Any]], Any]] = {  # conditions that all processes make together
+    "discarded_blocks": sum,
+    "waited_s": sum,
+    "too_hot": any,
+}
 MIN_BLOCKS = 6  # with fewer, not even the range of the pairs covers the median with 95 %
 
 
@@ -30,6 +35,13 @@ class Timing(BaseModel):
     blocks: int = Field(
         default=12, ge=MIN_BLOCKS, description="blocks per model; blocks of the models alternate"
     )
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="processes that measure the same models anew, one after the other: where a process lies in "
+        "memory can make a small model a tenth faster or slower. With several, 6 at least, the median of each "
+        "counts as one block, so that intervals cover this, too",
+    )
     min_block_s: float = Field(default=0.05, gt=0, description="least duration of a block, in seconds")
     min_runs: int = Field(default=5, ge=1, description="least number of runs in a block")
     warmup_s: float = Field(
@@ -41,10 +53,22 @@ class Timing(BaseModel):
         default=600.0, gt=0, description="longest wait for the measurement of one model, in seconds"
     )
 
+    @model_validator(mode="after")
+    def _enough_processes(self) -> Self:
+        if 1 < self.processes < MIN_BLOCKS:
+            raise ValueError(
+                f"processes: 1, or {MIN_BLOCKS} and more, found {self.processes}: fewer give no interval"
+            )
+        return self
+
     def key(self) -> dict[str, Any]:
         """What the samples depend on, for the keys that they are recorded under. The time limit is none of that: it
-        stands at its default there, as in the keys of runs that never changed it."""
-        return self.model_dump() | {"timeout_s": type(self).model_fields["timeout_s"].default}
+        stands at its default there, as in the keys of runs that never changed it. One process has no entry, as in
+        journals of versions that knew of one only."""
+        key = self.model_dump() | {"timeout_s": type(self).model_fields["timeout_s"].default}
+        if self.processes == 1:
+            del key["processes"]
+        return key
 
 
 @dataclass(frozen=True)
@@ -62,9 +86,10 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class BlockTimes:
-    """Medians of the blocks of one interleaved measurement.
+    """Medians of the blocks of one interleaved measurement, or of the processes that took part in it.
 
-    ``latency_s``: float64 ``[models, blocks]``, seconds per run. ``order``: the model of each block as run.
+    ``latency_s``: float64 ``[models, blocks]``, seconds per run. ``order``: the model of each block as run, by one
+    process after the other.
     ``conditions``: versions, provider, threads, CPU, heat, clocks and load, before and after; how long the device
     cooled down, how many blocks were thrown away. ``energy_j``: joules per run of each model, None where it was not
     asked for or nothing measures it.
@@ -80,6 +105,33 @@ class Clock(Protocol):
     """What times models: a device, as far as this module needs it."""
 
     def time(self, models: Sequence[bytes], timing: Timing) -> BlockTimes: ...
+
+
+def in_processes(timing: Timing, least: int) -> Timing:
+    """The same in so many processes at least."""
+    return timing.model_copy(update={"processes": max(timing.processes, least)})
+
+
+def of_processes(found: Sequence[BlockTimes]) -> BlockTimes:
+    """Measurements of the same models by several processes as one, whose blocks are their medians.
+
+    Blocks of one process are alike in what sets processes apart: taken as so many samples they would pretend to a
+    precision that the next process does not confirm. Conditions and energy are those of the last process, but for what
+    adds up and for the state before the first.
+    """
+    if len(found) == 1:
+        return found[0]
+    first, last = found[0].conditions, found[-1].conditions
+    overall = {
+        name: of([one.conditions[name] for one in found]) for name, of in _OVERALL.items() if name in last
+    }
+    before = {"before": first["before"]} if "before" in first else {}
+    return BlockTimes(
+        np.stack([np.median(one.latency_s, axis=1) for one in found], axis=1),
+        {**last, **before, **overall, "processes": len(found)},
+        tuple(model for one in found for model in one.order),
+        found[-1].energy_j,
+    )
 
 
 def median_estimate(samples: NDArray[np.float64]) -> Estimate:

@@ -99,11 +99,12 @@ class EnergyFacts(_Part):
 
 
 class LatencyFacts(_Part):
-    """The whole exported file against the original, measured in interleaved blocks after the search."""
+    """The whole exported file against the original, measured after the search by several processes in interleaved
+    blocks."""
 
     original_s: Estimate
     adapted_s: Estimate
-    speedup: Estimate = Field(description="original over adapted latency, paired over blocks")
+    speedup: Estimate = Field(description="original over adapted latency, paired over processes")
     noise_floor: float = Field(ge=0, description="relative difference that an A/A run shows")
 
     @property
@@ -144,7 +145,7 @@ class PointFacts(_Part):
 
     path: str = Field(description="of the file, from the run folder")
     latency_s: Estimate
-    speedup: Estimate = Field(description="original over this one's latency, paired over blocks")
+    speedup: Estimate = Field(description="original over this one's latency, paired over processes")
     validation: Scores
     test: Scores | None = Field(description="looked at once, after everything was decided")
     replacements: int

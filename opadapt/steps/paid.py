@@ -38,7 +38,7 @@ async def paid_once(
 ) -> AsyncGenerator[Any, None]:
     """The journal's row for every item, in order; what the journal lacks is computed by ``work`` and recorded.
 
-    Items are taken as far ahead as the workers need, and each is recorded as soon as its turn has come.
+    Items are taken as far ahead as the workers need, and each is recorded as soon as it is done.
     """
     journal, workers = context.journal, context.workers
     asked: set[str] = set()

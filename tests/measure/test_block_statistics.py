@@ -15,9 +15,11 @@ from opadapt.measure.timing import (
     compare_many,
     faster,
     floor_of,
+    in_processes,
     median_estimate,
     median_latency,
     noise_floor,
+    of_processes,
     ratio,
 )
 
@@ -97,3 +99,48 @@ def test_a_gain_under_the_floor_is_no_gain() -> None:
     assert not faster(Estimate(1.10, 1.04, 1.16), floor=0.05)
     assert not faster(Estimate(1.0, 1.0, 1.0), floor=0.0)
     assert not faster(Estimate(0.5, 0.4, 0.6), floor=0.05)
+
+
+def test_a_process_counts_as_one_block() -> None:
+    """Two hundred blocks of one process say nothing about the next one, which lies elsewhere in memory."""
+    base = np.full(25, 2e-3)
+    processes = [
+        BlockTimes(np.stack([base, base / speed]), order=(0, 1) * 25)
+        for speed in (2.2, 2.6, 2.3, 2.5, 2.1, 2.4, 2.7, 2.2)
+    ]
+    found = of_processes(processes)
+    assert found.latency_s.shape == (2, 8) and found.order == (0, 1) * 200
+    assert ratio(processes[0], 0, 1).half_width < 1e-9  # each by itself is sure of its own figure
+    assert ratio(found, 0, 1).value == pytest.approx(2.35, rel=1e-3)
+    assert (ratio(found, 0, 1).low, ratio(found, 0, 1).high) == pytest.approx((2.1, 2.7))
+
+
+def test_the_median_of_a_process_is_taken_before_processes_are_compared() -> None:
+    disturbed = np.array([1.0, 1.0, 1.0, 9.0, 9.0])
+    found = of_processes([BlockTimes(np.stack([disturbed, disturbed / 2]))] * 6)
+    assert found.latency_s.tolist() == [[1.0] * 6, [0.5] * 6]
+
+
+def test_conditions_of_several_processes_are_those_around_all_of_them() -> None:
+    def one(before: int, after: int, waited_s: float, too_hot: bool, joules: float) -> BlockTimes:
+        conditions = {"before": before, "after": after, "waited_s": waited_s, "too_hot": too_hot}
+        return BlockTimes(np.ones((1, 6)), conditions, energy_j=(joules,))
+
+    found = of_processes([one(1, 2, 5.0, True, 0.1), one(2, 3, 2.5, False, 0.2)])
+    assert found.conditions == {"before": 1, "after": 3, "waited_s": 7.5, "too_hot": True, "processes": 2}
+    assert found.energy_j == (0.2,)
+    alone = one(1, 2, 5.0, True, 0.1)
+    assert of_processes([alone]) is alone
+
+
+def test_one_process_or_enough_for_an_interval() -> None:
+    for processes in (2, 5):
+        with pytest.raises(ValidationError, match="6 and more"):
+            Timing(processes=processes)
+    assert in_processes(Timing(), 8).processes == 8
+    assert in_processes(Timing(processes=12), 8).processes == 12
+
+
+def test_what_one_process_measured_is_found_under_its_earlier_key() -> None:
+    assert "processes" not in Timing().key()
+    assert Timing(processes=6).key() == Timing().key() | {"processes": 6}

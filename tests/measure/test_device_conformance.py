@@ -14,7 +14,7 @@ import pytest
 from opadapt.errors import DeviceError
 from opadapt.measure.device import Device
 from opadapt.measure.profile import BETWEEN, profile
-from opadapt.measure.timing import Timing, median_latency, ratio
+from opadapt.measure.timing import Timing, floor_of, median_latency, ratio
 from opadapt.model.graph import Model
 from opadapt.model.save import at_batch
 
@@ -60,6 +60,13 @@ def test_interleaves_the_models(device: Device, small: bytes, quick: Timing, mod
     rounds = [order[i : i + models] for i in range(0, len(order), models)]
     assert all(sorted(r) == list(range(models)) for r in rounds)
     assert all(b == a[::-1] for a, b in zip(rounds[::2], rounds[1::2], strict=True))
+
+
+def test_several_processes_measure_the_same_models(device: Device, small: bytes, quick: Timing) -> None:
+    times = device.time([small, small], quick.model_copy(update={"processes": 6}))
+    assert times.latency_s.shape == (2, 6)
+    assert Counter(times.order) == dict.fromkeys(range(2), 6 * quick.blocks)
+    assert floor_of(times) >= 0
 
 
 def test_a_larger_model_takes_longer(device: Device, small: bytes, large: bytes, quick: Timing) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 
@@ -22,7 +23,11 @@ class Desk:
     async def work(self, *known: int) -> AsyncGenerator[Begun[int, str], None]:
         for i, future in enumerate(self.futures):
             self.begun.append(i)
-            yield Begun(None if i in known else future, self.recorded.append, lambda i=i: [f"r{i}"])
+            yield Begun(None if i in known else future, self.recorded.append, partial(named, i))
+
+
+def named(number: int) -> list[str]:
+    return [f"r{number}"]
 
 
 async def taken(results: AsyncIterable[str]) -> list[str]:
@@ -53,6 +58,46 @@ def test_no_more_is_begun_ahead_than_allowed() -> None:
         desk.futures[1].set_result(1)
         assert await second == "r1"
         await results.aclose()
+
+    run(story())
+
+
+def test_what_is_done_before_its_turn_is_recorded_at_once() -> None:
+    """A kill that comes while the first is awaited must not cost the second."""
+    desk = Desk(3)
+
+    async def story() -> None:
+        results = asyncio.create_task(taken(in_order(desk.work(), 2)))
+        while len(desk.begun) < 3:
+            await asyncio.sleep(0)
+        desk.futures[1].set_result(1)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert desk.recorded == [1] and not results.done()
+        desk.futures[0].set_result(0)
+        desk.futures[2].set_result(2)
+        assert await results == ["r0", "r1", "r2"]
+
+    run(story())
+    assert sorted(desk.recorded) == [0, 1, 2]  # each once
+
+
+def test_an_error_of_work_is_raised_when_its_turn_comes() -> None:
+    desk = Desk(2)
+
+    async def story() -> None:
+        results = in_order(desk.work(), 1)
+        first = asyncio.create_task(anext(results))
+        while len(desk.begun) < 2:
+            await asyncio.sleep(0)
+        desk.futures[1].set_exception(ConnectionError("gone"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not first.done()
+        desk.futures[0].set_result(0)
+        assert await first == "r0"
+        with pytest.raises(ConnectionError, match="gone"):
+            await anext(results)
 
     run(story())
 

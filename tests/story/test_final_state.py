@@ -13,7 +13,7 @@ from tiny import write_model
 from opadapt.adapt import adapt
 from opadapt.experiment import create_run, load_experiment, open_run
 from opadapt.measure.null import NullDevice
-from opadapt.measure.timing import BlockTimes, Timing
+from opadapt.measure.timing import MIN_BLOCKS, BlockTimes, Timing
 from opadapt.report.data import Report, read_json
 from opadapt.report.progress import Silent
 
@@ -46,12 +46,14 @@ def run_exact(folder: Path) -> tuple[Report, Path]:
 
 @pytest.fixture
 def sensitive(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Null devices that have a state, and a power sensor for those who ask. Whether each request did."""
+    """Null devices that have a state, and a power sensor for those who ask. Whether each request did, which only
+    measurements by several processes do."""
     asked: list[bool] = []
     plain = NullDevice.time
 
     def time(self: Any, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
         asked.append(energy)
+        assert energy == (timing.processes >= MIN_BLOCKS)
         times = plain(self, models, timing)
         joules = (4e-3, 1e-3, 3.2e-3)[: len(models)] if energy else None
         return dataclasses.replace(times, conditions={**times.conditions, **STATE}, energy_j=joules)
