@@ -34,14 +34,15 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Device], Report]:
     return run
 
 
-def recorded(folder: Path) -> dict[str, list[tuple[str, object]]]:
-    """The journal in its order, stage by stage, without clocks and conditions, which name the board."""
+def recorded(folder: Path) -> dict[str, dict[str, object]]:
+    """What the journal holds, stage by stage, without clocks and conditions, which name the board. Its order is that in
+    which work ends, and nothing hangs on it."""
 
     def without_clocks(values: dict[str, object]) -> dict[str, object]:
         return {key: value for key, value in values.items() if key not in ("conditions", "elapsed_s")}
 
     return {
-        stage: [(key, json.loads(text, object_hook=without_clocks)) for key, text in found]
+        stage: {key: json.loads(text, object_hook=without_clocks) for key, text in found}
         for stage, found in rows(folder).items()
     }
 
