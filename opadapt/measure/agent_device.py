@@ -184,18 +184,15 @@ class AgentDevice:
         if not models:
             raise ValueError("nothing to time")
 
+        found: list[
+            BlockTimes
+        ] = []  # by process; what there is need not be measured again after a broken connection
+
         def work(paths: list[str]) -> BlockTimes:
-            request, limit_s = (
-                {"do": "time", "models": paths, **self._how(timing)},
-                self._limit_s(timing, len(models)),
-            )
-            last = timing.processes - 1  # which measures the energy: one process is enough for that
-            return of_processes(
-                [
-                    self._block_times(self._ask({**request, "energy": energy and number == last}, limit_s))
-                    for number in range(timing.processes)
-                ]
-            )
+            request = {"do": "time", "models": paths, **self._how(timing), "energy": energy}
+            while len(found) < timing.processes:
+                found.append(self._block_times(self._ask(request, self._limit_s(timing, len(models)))))
+            return of_processes(found)
 
         return self._with_files(models, work, base_first=True)
 

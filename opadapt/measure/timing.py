@@ -40,7 +40,7 @@ class Timing(BaseModel):
         ge=1,
         description="processes that measure the same models anew, one after the other: where a process lies in "
         "memory can make a small model a tenth faster or slower. With several, 6 at least, the median of each "
-        "counts as one block, so that intervals cover this, too",
+        "counts as one block, so that intervals cover this, too. Comparisons of models only: one process profiles",
     )
     min_block_s: float = Field(default=0.05, gt=0, description="least duration of a block, in seconds")
     min_runs: int = Field(default=5, ge=1, description="least number of runs in a block")
@@ -116,8 +116,8 @@ def of_processes(found: Sequence[BlockTimes]) -> BlockTimes:
     """Measurements of the same models by several processes as one, whose blocks are their medians.
 
     Blocks of one process are alike in what sets processes apart: taken as so many samples they would pretend to a
-    precision that the next process does not confirm. Conditions and energy are those of the last process, but for what
-    adds up and for the state before the first.
+    precision that the next process does not confirm. Energy is their median, too; conditions are those of the last
+    process, but for what adds up and for the state before the first.
     """
     if len(found) == 1:
         return found[0]
@@ -130,8 +130,13 @@ def of_processes(found: Sequence[BlockTimes]) -> BlockTimes:
         np.stack([np.median(one.latency_s, axis=1) for one in found], axis=1),
         {**last, **before, **overall, "processes": len(found)},
         tuple(model for one in found for model in one.order),
-        found[-1].energy_j,
+        _median_energy([one.energy_j for one in found]),
     )
+
+
+def _median_energy(found: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    known = [energy_j for energy_j in found if energy_j is not None]
+    return tuple(np.median(known, axis=0).tolist()) if len(known) == len(found) else None
 
 
 def median_estimate(samples: NDArray[np.float64]) -> Estimate:

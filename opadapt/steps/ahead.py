@@ -64,8 +64,8 @@ class Begun(Generic[R, T]):
 
     def _record(self, result: R) -> None:
         if not self._recorded:
-            self._recorded = True
             self.record(result)
+            self._recorded = True
 
 
 async def in_order(begun: AsyncIterable[Begun[R, T]], ahead: int) -> AsyncGenerator[T, None]:

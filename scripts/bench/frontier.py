@@ -33,8 +33,9 @@ from rich.table import Table
 from opadapt.experiment import Experiment, open_run
 from opadapt.journal import JOURNAL_FILE
 from opadapt.measure.opening import open_device
-from opadapt.measure.timing import compare_many, faster, floor_of, median_latency
+from opadapt.measure.timing import compare_many, faster, floor_of, in_processes, median_latency
 from opadapt.model.load import load
+from opadapt.steps.final import PROCESSES
 from opadapt.train.accept import Tolerance, judge
 from opadapt.train.data import Dataset, load_data
 from opadapt.train.evaluate import predict
@@ -119,7 +120,8 @@ def measured(experiment: Experiment, dataset: Dataset, entries: list[Entry]) -> 
     """Every network against the first one, and the noise floor of this measurement."""
     with open_device(experiment.device, experiment.timing.threads, experiment.host) as device:
         models = [batch_of_one(e.proto) for e in entries]
-        times = device.time([models[0], *models], experiment.timing)  # the first twice: the noise floor
+        timing = in_processes(experiment.timing, PROCESSES)
+        times = device.time([models[0], *models], timing)  # the first twice: the noise floor
     floor, speedups = floor_of(times), compare_many(times)[1:]
     metric, rng = make_metric(experiment.metric), np.random.default_rng(experiment.seed)
     outputs = [predict(e.proto, dataset.test, dataset.preprocess) for e in entries]

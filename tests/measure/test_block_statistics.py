@@ -128,7 +128,8 @@ def test_conditions_of_several_processes_are_those_around_all_of_them() -> None:
 
     found = of_processes([one(1, 2, 5.0, True, 0.1), one(2, 3, 2.5, False, 0.2)])
     assert found.conditions == {"before": 1, "after": 3, "waited_s": 7.5, "too_hot": True, "processes": 2}
-    assert found.energy_j == (0.2,)
+    assert found.energy_j == pytest.approx((0.15,))
+    assert of_processes([one(1, 2, 0.0, False, 0.1), BlockTimes(np.ones((1, 6)))]).energy_j is None
     alone = one(1, 2, 5.0, True, 0.1)
     assert of_processes([alone]) is alone
 
