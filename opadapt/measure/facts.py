@@ -93,7 +93,9 @@ class Cool(_Part):
 
     start_above_c: float = Field(description="wait above this temperature, in degrees Celsius")
     resume_below_c: float = Field(description="until it is below this one")
-    wait_s: float = Field(default=120.0, gt=0, description="but no longer, in seconds, by each process that measures")
+    wait_s: float = Field(
+        default=120.0, gt=0, description="but no longer, in seconds, by each process that measures"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
