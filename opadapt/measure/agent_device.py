@@ -184,9 +184,8 @@ class AgentDevice:
         if not models:
             raise ValueError("nothing to time")
 
-        found: list[
-            BlockTimes
-        ] = []  # by process; what there is need not be measured again after a broken connection
+        # one by each process; what is there is not measured again after a broken connection
+        found: list[BlockTimes] = []
 
         def work(paths: list[str]) -> BlockTimes:
             request = {"do": "time", "models": paths, **self._how(timing), "energy": energy}
