@@ -114,7 +114,7 @@ def server(folder: Path, rtt_s: float) -> Iterator[Sshd]:
     finally:
         if wire is not None:
             wire.close()
-        sshd.stop()
+        sshd.close()
 
 
 def empty_round_trip_s(device: AgentDevice, transport: Watched) -> float:

@@ -47,10 +47,20 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 180.0)
         time.sleep(0.01)
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+def reserve_port() -> socket.socket:
+    """A port that nobody else is given while the socket is open; it never listens.
+
+    A server that sets ``SO_REUSEADDR``, as sshd does, binds to it all the same. A port that is merely free now is
+    given to whoever asks next, even to the very probe that tries to connect to it.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
+def port_of(reserved: socket.socket) -> int:
+    return int(reserved.getsockname()[1])
 
 
 def make_key(path: Path) -> str:
@@ -89,7 +99,7 @@ def served(folder: Path) -> Iterator[Sshd]:
         try:
             yield server
         finally:
-            server.stop()
+            server.close()
 
 
 class Sshd:
@@ -99,7 +109,8 @@ class Sshd:
         self.folder, self.home, self.client = folder, folder / "home", folder / "client"
         self.home.mkdir(parents=True)
         (self.client / ".ssh").mkdir(parents=True)
-        self.port = free_port()
+        self._reserved = reserve_port()
+        self.port = port_of(self._reserved)
         self.host_key = make_key(folder / "host_key")
         (folder / "authorized_keys").write_text(make_key(self.client / ".ssh/id_ed25519") + "\n")
         self.lock = folder / "board.lock"
@@ -188,6 +199,11 @@ class Sshd:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def close(self) -> None:
+        """Stop for good: the port is anybody's."""
+        self.stop()
+        self._reserved.close()
+
     def replace_host_key(self) -> str:
         """Begin anew with another host key, as a board does whose system was written anew; its line, which nobody
         knows yet."""
@@ -247,7 +263,8 @@ class Wire:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listening: socket.socket | None = None
-        self.port = free_port()
+        self._reserved = reserve_port()
+        self.port = port_of(self._reserved)
         self.mend()
 
     def mend(self) -> None:
@@ -285,6 +302,7 @@ class Wire:
 
     def close(self) -> None:
         self.cut(for_good=True)
+        self._reserved.close()
         for flow in self._silenced:
             flow.set()
 

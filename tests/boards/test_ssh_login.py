@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from boards.sshd_server import ALIAS, Sshd, Wire, free_port, make_key, wait_for
+from boards.sshd_server import ALIAS, Sshd, Wire, make_key, port_of, reserve_port, wait_for
 
 from opadapt.errors import DeviceError, LostDevice
 from opadapt.measure.ssh import connection as connection_module
@@ -230,14 +230,14 @@ def test_a_jump_in_circles_is_refused(sshd: Sshd) -> None:
 
 
 def test_nobody_there_is_told_at_once(sshd: Sshd) -> None:
-    port = free_port()
-    refusals = {
-        f"root@127.0.0.1:{port}": "nothing listens on that port",
-        "no-such-host.invalid": "no host of that name",
-    }
-    for host, told in refusals.items():
-        error = refused(host)
-        assert isinstance(error, LostDevice) and error.given_up and told in str(error)
+    with reserve_port() as reserved:
+        refusals = {
+            f"root@127.0.0.1:{port_of(reserved)}": "nothing listens on that port",
+            "no-such-host.invalid": "no host of that name",
+        }
+        for host, told in refusals.items():
+            error = refused(host)
+            assert isinstance(error, LostDevice) and error.given_up and told in str(error)
 
 
 def test_silence_is_not_waited_for_for_ever(sshd: Sshd, wire: Wire) -> None:
