@@ -13,6 +13,7 @@ from opadapt.report.data import Report
 from opadapt.report.progress import Progress
 from opadapt.steps.activations import record
 from opadapt.steps.assemble import assemble
+from opadapt.steps.augmentation import augmented
 from opadapt.steps.baseline import measure
 from opadapt.steps.conclude import conclude
 from opadapt.steps.context import open_context
@@ -36,6 +37,7 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
         if dataset is None:
             # without data nothing can be trained or judged: only what is exact up to rounding is allowed
             return conclude(context, baseline, exact(context, baseline, history), history)
+        dataset = augmented(context, dataset)
         model, profile = context.original, baseline
         for number in range(experiment.search.rounds):
             aim = history.aim(experiment.target, baseline, profile)

@@ -57,7 +57,11 @@ class DataConfig(BaseModel):
     preprocess_for: dict[str, PreprocessConfig] = Field(
         default_factory=dict, description="by model input, instead of preprocess"
     )
-    augment: AugmentConfig = Field(AugmentConfig(), description="of the training images")
+    augment: AugmentConfig | None = Field(
+        None,
+        description="of the training images; {} for none. Default: flips and crops, as far as they leave the original "
+        "within tolerance",
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -87,7 +91,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Train (distillation, fine-tuning), validation (acceptance) and test (reported once)."""
+    """Train (distillation, fine-tuning), validation (acceptance) and test (reported once).
+
+    ``augment`` is none where the config leaves it open.
+    """
 
     train: Split
     validation: Split
@@ -146,9 +153,10 @@ def load_data(config: DataConfig, model: Model, base: Path | None = None) -> Dat
             for name, port in ports.items()
         }
     )
-    _check_augment(config.augment, made["train"])
+    augment = config.augment or AugmentConfig()
+    _check_augment(augment, made["train"])
     names = source.class_names or config.class_names
-    return Dataset(made["train"], made["validation"], made["test"], preprocess, config.augment, kind, names)
+    return Dataset(made["train"], made["validation"], made["test"], preprocess, augment, kind, names)
 
 
 def _read(config: DataConfig, ports: Mapping[str, Port], base: Path) -> Source:
