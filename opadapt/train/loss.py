@@ -77,7 +77,7 @@ def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float) -> Te
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error over the variance of the teacher's batch: 1 where the student gives the mean."""
-    return (student - teacher).square().mean() / teacher.var(unbiased=False).clamp_min(_TINY)
+    return F.mse_loss(student, teacher) / teacher.var(unbiased=False).clamp_min(_TINY)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from opadapt.train.trial import fastest_step
 _REPORT_EVERY_S = 1.0
 _SAVE_EVERY_S = 60.0
 _STATISTICS_BATCHES = 16
+_LAST_STATISTICS_BATCHES = 64
 _RATE_CUTS = 4  # how often a diverged epoch is repeated at a quarter of the rate
 
 
@@ -296,6 +297,10 @@ class Trainer:
         own = self._weights() if self.average is not None else None
         if self.average is not None:
             self.student.load_state_dict(self.average)
+        if self._done() >= 1.0:
+            # what accumulated while training is of the last few batches: too few for an export
+            steps = range(self.step, self.step + _LAST_STATISTICS_BATCHES)
+            estimate_statistics(self.student, steps, self._try)
         now = folded(write_back(self.student, self.normed), self.norms, self.proto)
         if own is not None:
             self.student.load_state_dict(own)

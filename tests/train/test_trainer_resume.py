@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,3 +180,20 @@ def test_validation_uses_the_threads_of_all_replicas(tmp_path, monkeypatch):
     result = trained(tmp_path, EXACT.model_copy(update={"epochs": 1, "threads": 2, "replicas": 2}))
     assert (result.execution.threads, result.execution.replicas) == (1, 2)
     assert set(seen) == {2}
+
+
+def test_the_statistics_at_the_end_are_of_many_batches(tmp_path):
+    """Those that run along are of the last few, here of the last: brighter or darker images than all of them."""
+    bright = np.random.default_rng(0).integers(0, 256, len(DATA.train), dtype=np.uint8)
+    train = Split({"image": np.tile(bright[:, None, None], (1, 6, 6))})
+    config = EXACT.model_copy(update={"batch": 8, "learning_rate": 1e-9, "batch_norm": False})
+    student = classifier(1, norm=True)
+    (node,) = (n for n in student.graph.node if n.op_type == "BatchNormalization")
+    node.attribute.append(helper.make_attribute("momentum", 0.0))
+    finetune(student, classifier(0), replace(DATA, train=train), config, tmp_path, seed=5)
+    weights = {name: torch.from_numpy(value.copy()) for name, value in weights_of(student).items()}
+    images = DATA.preprocess({"image": torch.from_numpy(train.inputs["image"])})["image"]
+    made = torch.nn.functional.conv2d(images, weights["conv.w"], weights["conv.b"], padding=1)
+    wanted, deviation = made.mean((0, 2, 3)), made.std((0, 2, 3))
+    found = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["now"]["student"]["s_bn_mean"]
+    assert ((found - wanted).abs() / deviation).max() < 0.05
