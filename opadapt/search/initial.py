@@ -69,6 +69,11 @@ def _tap(rng: Rng, w: Real, kernel: Sequence[int]) -> Real:
     return result
 
 
+def _between(rng: Rng, w: Real, before: int, after: int) -> Real:
+    """``w`` with that many rows (elements of its first axis) of zeros before and after it."""
+    return np.pad(w, [(before, after), *[(0, 0)] * (w.ndim - 1)])
+
+
 def _crop(rng: Rng, w: Real, size: Sequence[int]) -> Real:
     """The centre of the last axes, ``size`` elements of each; a size of 0 takes the one central element."""
     for axis, want in enumerate(size, start=w.ndim - len(size)):
@@ -192,6 +197,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "kaiming": _kaiming,
     "identity": _identity,
     "tap": _tap,
+    "between": _between,
     "crop": _crop,
     "reshape": _reshape,
     "einsum": _einsum,

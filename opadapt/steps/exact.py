@@ -1,4 +1,5 @@
-"""Without data: only replacements that compute the same up to float rounding, each proved on random inputs."""
+"""Replacements that compute the same up to float rounding, each proved on random inputs: what every run begins with,
+and all that is done without data."""
 
 from __future__ import annotations
 
@@ -27,14 +28,20 @@ NOTHING = "nothing exact and faster was found"
 GAIN = 0.99  # a candidate must take at most this share of the original's latency to be worth measuring again
 
 
-def exact(context: Context, baseline: Profile, history: History) -> Model:
-    """The model folded, with the fastest exact program in each of the worst groups where that pays."""
+def without_data(context: Context, baseline: Profile, history: History) -> Model:
+    """The model folded, with exact replacements where they pay."""
     context.warn(
         "no data: only replacements that are exact up to rounding are tried; give --data to allow others"
     )
     model = folded(context, context.original, "original model")
     history.folded = len(context.original.nodes) - len(model.nodes)
-    profile = measure(context, model, "folded")
+    model = exact(context, model, measure(context, model, "folded"), history)
+    history.reason = f"{history.exactly}, {history.folded} nodes folded away" if history.changed else NOTHING
+    return model
+
+
+def exact(context: Context, model: Model, profile: Profile, history: History) -> Model:
+    """The model with the fastest exact program in each of the worst groups where that pays."""
     space = context.space.exact()
     for ranked in rank_groups(context, model, profile):
         original = original_candidate(ranked.group)
@@ -46,11 +53,7 @@ def exact(context: Context, baseline: Profile, history: History) -> Model:
             history.exact += [
                 _replacement(m, candidate, ranked.member_s, latency_s) for m in ranked.group.members
             ]
-    history.reason = (
-        f"{len(history.exact)} exact replacements, {history.folded} nodes folded away"
-        if history.changed
-        else NOTHING
-    )
+            history.reason = history.exactly
     return model
 
 

@@ -42,7 +42,13 @@ class History:
         if assembled.accepted is not None:
             self.accepted.extend(assembled.accepted.offers)
         if assembled.accepted is not None or not self.accepted:
-            self.reason = assembled.reason
+            only = f"{self.exactly}, and nothing else: " if self.exact and not self.accepted else ""
+            self.reason = f"{only}{assembled.reason}"
+
+    @property
+    def exactly(self) -> str:
+        """How much was replaced by what computes the same."""
+        return f"{len(self.exact)} exact replacement{'s' * (len(self.exact) != 1)}"
 
     @property
     def changed(self) -> bool:

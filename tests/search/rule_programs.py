@@ -100,6 +100,16 @@ def strided_block() -> Program:
     return b.build(b.bias(b.conv(x, "w2", 16), "b2"))
 
 
+def padded_shortcut() -> Program:
+    """A residual block of half the size and twice the channels, as CIFAR's networks have it (arXiv 1512.03385, A)."""
+    b = image(8, 16)
+    x = b.relu(b.bias(b.conv(0, "w1", 16, stride=2), "b1"))
+    x = b.bias(b.conv(x, "w2", 16), "b2")
+    short = b.emit("subsample", b.emit("subsample", 0, axis=2, step=2), axis=3, step=2)
+    short = b.emit("pad", short, pads=((0, 0), (3, 5), (0, 0), (0, 0)), value=0.0)
+    return b.build(b.relu(b.emit("add", x, short)))
+
+
 def large_kernel() -> Program:
     b = image(8, 12)
     return b.build(b.bias(b.conv(0, "w", 12, kernel=5), "b"))
@@ -198,6 +208,7 @@ PROGRAMS: dict[str, Program] = {
     for make in (
         residual_block,
         strided_block,
+        padded_shortcut,
         large_kernel,
         inverted_residual,
         bottleneck_block,

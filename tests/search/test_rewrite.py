@@ -27,6 +27,7 @@ from opadapt.ir.interpret import run
 from opadapt.ir.program import Binding
 from opadapt.ir.text import parse_program, print_program
 from opadapt.ir.types import TensorType
+from opadapt.lower import to_model
 from opadapt.search.rewrite import Choice, Match, apply, matches, variants
 from opadapt.search.space import Rule
 
@@ -37,6 +38,7 @@ NOT_CHEAPER = {
     "clip_to_relu",
     "hard_sigmoid",
     "hard_tanh",
+    "pad_to_pointwise",  # a copy has no MACs
     "sigmoid_to_relu",
     "tanh_to_relu",
     "drop_activation",
@@ -92,6 +94,16 @@ def test_exact_rules_chain_down_to_one_layer() -> None:
     assert sum(step.op == "contract" for step in left.body) == 3
     assert len(left.params) == 6
     assert error(program, binding, left, values) < 1e-5
+
+
+def test_padded_channels_become_one_strided_convolution() -> None:
+    """What pads channels leaves ONNX Runtime's blocked layout, and all residual blocks after it do."""
+    program = PROGRAMS["padded_shortcut"]
+    binding = weights(program)
+    left, values = exactly_reduced(program, binding)
+    assert error(program, binding, left, values) < 1e-6
+    made = [node.op_type for node in to_model(left, values, None).graph.node]
+    assert sorted(made) == ["Add", "Conv", "Conv", "Conv", "Relu", "Relu"]
 
 
 # ---- SVD ------------------------------------------------------------------------------------------------

@@ -187,3 +187,17 @@ def test_it_is_trained_with_the_rest_where_there_is_data(tmp_path: Path) -> None
     report, folder = run(tmp_path, upsampling, text)
     assert report.verdict.adapted and report.replacements
     passed_through(report, folder)
+
+
+def test_what_is_exact_comes_first_where_there_is_data(tmp_path: Path) -> None:
+    """No program reaches the target, and what is exact is exported all the same."""
+    text = SEARCHED.format(data=write_data(tmp_path / "data.npz", 160)).replace("1.1x", "900x")
+    report, folder = run(tmp_path, two_linear, text)
+    (replacement,) = report.replacements
+    assert set(replacement.nodes) == {"wide", "narrow"} and "merge_pointwise" in replacement.rule
+    assert report.verdict.adapted and report.verdict.target_reached is False
+    assert report.verdict.reason.startswith("1 exact replacement, and nothing else: ")
+    assert report.latency.is_gain
+    assert report.accuracy is not None and report.accuracy.test.difference.value == 0
+    original, adapted = outputs(folder)
+    np.testing.assert_allclose(adapted, original, rtol=1e-4, atol=1e-5)
