@@ -22,6 +22,7 @@ from opadapt.steps.explore import rank_groups
 from opadapt.steps.harm import Harm
 from opadapt.steps.history import History
 from opadapt.steps.searching import search_groups
+from opadapt.steps.speedup import aim
 
 
 def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
@@ -42,8 +43,8 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
         model = exact(context, context.original, baseline, history)
         profile = measure(context, model, "exact") if history.exact else baseline
         for number in range(experiment.search.rounds):
-            aim = history.aim(experiment.target, baseline, profile)
-            if aim is not None and aim <= 1:
+            wanted = aim(context, baseline, model)
+            if wanted is not None and wanted <= 1:
                 break
             if number and context.stop("round", number):
                 context.warn("the budget leaves no time for another round")
@@ -56,7 +57,7 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
             # programs for each of them, cheapest check first
             explored, offered = search_groups(context, model, profile, ranked, activations, harm)
             # one program per region jointly, the whole model fine-tuned, accepted only within tolerance
-            assembled = assemble(context, dataset, model, profile.wall.value, offered, aim, number)
+            assembled = assemble(context, dataset, model, profile.wall.value, offered, wanted, number)
             history.add(explored, assembled)
             if assembled.accepted is None:
                 break

@@ -18,8 +18,7 @@ from opadapt.model.shapes import set_dims
 from opadapt.report.data import DeviceState, EnergyFacts, LatencyFacts, Scalar, flat_conditions
 from opadapt.report.state import energy_of, state_of
 from opadapt.steps.context import Context
-
-PROCESSES = 9  # that measure anew; of 9 the interval leaves out one on either side, of 8 none
+from opadapt.steps.speedup import PROCESSES
 
 
 @dataclass(frozen=True)

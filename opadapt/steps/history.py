@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from opadapt.experiment import Target
 from opadapt.ir.cost import count_params
 from opadapt.ir.text import print_program
-from opadapt.measure.profile import Profile
 from opadapt.model.graph import Model
 from opadapt.report.data import Attempt, FrontPoint, Replacement, TrainingPoint
 from opadapt.steps.assemble import Assembled
@@ -89,13 +87,6 @@ class History:
     @property
     def replacements(self) -> tuple[Replacement, ...]:
         return (*self.exact, *(_replacement(offer) for offer in self.accepted))
-
-    @staticmethod
-    def aim(target: Target | None, baseline: Profile, now: Profile) -> float | None:
-        """The speed-up still wanted of the model as it is now; None without a target."""
-        if target is None:
-            return None
-        return target.as_speedup(baseline.wall.value) * now.wall.value / baseline.wall.value
 
     def front(self) -> tuple[FrontPoint, ...]:
         """Every evaluated candidate as a point of its group's front."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from opadapt.errors import Refused
 from opadapt.journal import content_key
-from opadapt.measure.timing import ratio
 from opadapt.model.graph import Model
-from opadapt.model.save import at_batch
 from opadapt.model.splice import Spliced, splice_parts
 from opadapt.search.select import select
 from opadapt.steps.context import Context
 from opadapt.steps.folding import folded
 from opadapt.steps.offer import Offer
+from opadapt.steps.speedup import speedup
 from opadapt.steps.tuning import judged
 from opadapt.train.data import Dataset
 
@@ -101,13 +99,9 @@ def _claimed_s(chosen: Sequence[Offer]) -> float:
 
 def _speedup(context: Context, base: Model, student: Model) -> float:
     """Measured speed-up of a student, as it would be exported, over the base."""
-    models = [at_batch(m, 1).SerializeToString() for m in (base, folded(context, student, "student"))]
     timing = context.experiment.timing
     timing = timing.model_copy(update={"blocks": CAREFUL * timing.blocks})
-    key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models), timing.key())
-    return float(
-        context.journal.once("assembled", key, lambda: ratio(context.device.time(models, timing), 0, 1).value)
-    )
+    return speedup(context, base, folded(context, student, "student"), timing)
 
 
 def first_goal(

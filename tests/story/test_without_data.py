@@ -201,3 +201,10 @@ def test_what_is_exact_comes_first_where_there_is_data(tmp_path: Path) -> None:
     assert report.accuracy is not None and report.accuracy.test.difference.value == 0
     original, adapted = outputs(folder)
     np.testing.assert_allclose(adapted, original, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_exact_counts_towards_the_target(tmp_path: Path) -> None:
+    text = SEARCHED.format(data=write_data(tmp_path / "data.npz", 160)).replace("1.1x", "1.01x")
+    report, _ = run(tmp_path, two_linear, text)
+    assert len(report.replacements) == 1 and not report.attempts
+    assert report.verdict.target_reached and report.verdict.reason == "1 exact replacement"
