@@ -18,13 +18,14 @@ from opadapt.search.vary import reduced, seeds
 from opadapt.steps.ahead import run
 from opadapt.steps.baseline import measure
 from opadapt.steps.context import Context
-from opadapt.steps.explore import Ranked, original_candidate, rank_groups
+from opadapt.steps.explore import Ranked, all_groups, original_candidate
 from opadapt.steps.folding import folded
 from opadapt.steps.history import History
 from opadapt.steps.latency import GroupLatency, spliced
 
 TOLERANCE = 1e-4  # relative to the largest output; float32 kernels of other order differ by about 1e-6
 NOTHING = "nothing exact and faster was found"
+LEAST = 0.01  # of the model's latency: groups that take less of it are left alone
 GAIN = 0.99  # a candidate must take at most this share of the original's latency to be worth measuring again
 
 
@@ -41,9 +42,11 @@ def without_data(context: Context, baseline: Profile, history: History) -> Model
 
 
 def exact(context: Context, model: Model, profile: Profile, history: History) -> Model:
-    """The model with the fastest exact program in each of the worst groups where that pays."""
+    """The model with the fastest exact program in each group where that pays, worst groups first."""
     space = context.space.exact()
-    for ranked in rank_groups(context, model, profile):
+    for ranked in all_groups(context, model, profile):
+        if ranked.latency_s < LEAST * profile.wall.value:
+            continue
         original = original_candidate(ranked.group)
         seed = context.seed("exact", ranked.group.key)
         candidates = candidates_of(original, space, seed, whole=ranked.kind == "stage")

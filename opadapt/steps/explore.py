@@ -62,9 +62,20 @@ class Explored:
 
 
 def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked]:
-    """The groups to search, worst first by measured latency and parameters, without those whose nodes the
-    groups before them cover already; then whole stages, likewise. Those hold what the groups hold: the joint
-    selection decides between them."""
+    """The groups to search: ``top_groups`` of the ranking, then as many whole stages as are asked for. Those hold
+    what the groups hold: the joint selection decides between them."""
+    search = context.experiment.search
+    ranked = all_groups(context, model, profile)
+    stages = search.stages if context.space.choices.get("depth") else 0
+    return [
+        *[r for r in ranked if r.kind != "stage"][: search.top_groups],
+        *[r for r in ranked if r.kind == "stage"][:stages],
+    ]
+
+
+def all_groups(context: Context, model: Model, profile: Profile) -> list[Ranked]:
+    """The groups of a model, worst first by measured latency and parameters, without those whose nodes the groups
+    before them cover already; then whole stages, likewise."""
     settings = context.experiment
     search = settings.search
     fit = [r for r in regions(model) if r.kind == "stage" or len(r.nodes) <= search.max_region_nodes]
@@ -80,12 +91,10 @@ def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked
         key=lambda r: (_KINDS.index(r.kind), -r.score, -len(r.group.members[0].region.nodes), r.group.key)
     )
     cost_s = {node.name: node.latency_s for node in profile.nodes}
-    stages = search.stages if context.space.choices.get("depth") else 0
     ranked: list[Ranked] = []
-    for whole, most in ((False, search.top_groups), (True, stages)):
+    for whole in (False, True):
         alike = [r for r in found if (r.kind == "stage") == whole]
-        chosen = _without_overlap(alike, cost_s, search.max_overlap)
-        ranked += sorted(chosen, key=lambda r: -r.score)[:most]
+        ranked += sorted(_without_overlap(alike, cost_s, search.max_overlap), key=lambda r: -r.score)
     return ranked
 
 

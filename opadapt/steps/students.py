@@ -8,6 +8,7 @@ from statistics import median
 
 from opadapt.errors import Refused
 from opadapt.journal import content_key
+from opadapt.measure.timing import in_processes
 from opadapt.model.graph import Model
 from opadapt.model.splice import Spliced, splice_parts
 from opadapt.search.select import select
@@ -19,7 +20,9 @@ from opadapt.steps.tuning import judged
 from opadapt.train.data import Dataset
 
 CALIBRATIONS = 5
-CAREFUL = 3  # times the blocks of other measurements: what is trained for hours depends on these few
+STUDENT_PROCESSES = (
+    6  # that measure anew (an interval needs six): what is trained for an hour depends on them
+)
 LEAST = 0.01  # of the wall time, that is left of it at least
 ROUNDING = 1e-6  # the solver's
 LADDER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of the reachable gain, tried downwards
@@ -99,8 +102,7 @@ def _claimed_s(chosen: Sequence[Offer]) -> float:
 
 def _speedup(context: Context, base: Model, student: Model) -> float:
     """Measured speed-up of a student, as it would be exported, over the base."""
-    timing = context.experiment.timing
-    timing = timing.model_copy(update={"blocks": CAREFUL * timing.blocks})
+    timing = in_processes(context.experiment.timing, STUDENT_PROCESSES)
     return speedup(context, base, folded(context, student, "student"), timing)
 
 
