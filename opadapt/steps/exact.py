@@ -42,7 +42,7 @@ def without_data(context: Context, baseline: Profile, history: History) -> Model
 
 
 def exact(context: Context, model: Model, profile: Profile, history: History) -> Model:
-    """The model with the fastest exact program in each group where that pays, worst groups first."""
+    """The model with the fastest exact program where that pays, in groups that do not overlap, worst first."""
     space = context.space.exact()
     for ranked in all_groups(context, model, profile):
         if ranked.latency_s < LEAST * profile.wall.value:

@@ -20,9 +20,7 @@ from opadapt.steps.tuning import judged
 from opadapt.train.data import Dataset
 
 CALIBRATIONS = 5
-STUDENT_PROCESSES = (
-    6  # that measure anew (an interval needs six): what is trained for an hour depends on them
-)
+STUDENT_PROCESSES = 6  # that measure anew, as many as an interval needs; an hour of training depends on them
 LEAST = 0.01  # of the wall time, that is left of it at least
 ROUNDING = 1e-6  # the solver's
 LADDER = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares of the reachable gain, tried downwards
