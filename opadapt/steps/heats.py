@@ -72,7 +72,7 @@ def winner(
             refusal = refused
             continue
         execution = tuned.execution
-        value = _best(tuned, metric)
+        value = _value(tuned, metric)
         context.progress.note(
             f"selection {number} of {len(students)}: {len(student.offers)} replacements, "
             f"{student.speedup:.2f}x, {metric.name} {metric.in_points(value):.2f} after a short fine-tuning"
@@ -93,8 +93,6 @@ def _has_time(context: Context, share: float, tag: str) -> bool:
     return bool(context.journal.once("plan", f"{tag}-heats", lambda: {"heats": enough})["heats"])
 
 
-def _best(tuned: Tuned, metric: Metric) -> float:
-    """The best metric of a training curve; the worst there is where none is a number."""
-    sign = 1.0 if metric.higher_is_better else -1.0
-    found = [sign * record.metric for record in tuned.history if isfinite(record.metric)]
-    return sign * max(found, default=-inf)
+def _value(tuned: Tuned, metric: Metric) -> float:
+    """The validation metric; the worst there is where it is no number."""
+    return tuned.value if isfinite(tuned.value) else -inf if metric.higher_is_better else inf

@@ -54,9 +54,11 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Tuned:
-    """A fine-tuned model, its training curve, and the way of execution that was fastest, as settings."""
+    """A fine-tuned model, its validation metric (not in points), its training curve, and the way of execution that was
+    fastest, as settings."""
 
     model: Model
+    value: float
     history: tuple[EpochRecord, ...]
     execution: Mapping[str, Any] | None = None
 
@@ -123,7 +125,7 @@ def tune(
     if config.features is None:
         config = config.model_copy(update={"features": borders(context.original, student, replaced)})
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()
-    key = content_key("finetune", digest, config.model_dump(), context.experiment.seed)
+    key = content_key("finetune-2", digest, config.model_dump(), context.experiment.seed)
     folder = context.folder / "training" / f"{tag}-{digest[:8]}"
     row = context.journal.find("finetune", key)
     if row is None:
@@ -147,14 +149,16 @@ def tune(
     history = tuple(
         EpochRecord(**r | {"loss": float("nan") if r["loss"] is None else r["loss"]}) for r in row["history"]
     )
-    return Tuned(flush_denormals(model), history, row.get("execution"))
+    value = float("nan") if row["metric"] is None else row["metric"]
+    return Tuned(flush_denormals(model), value, history, row.get("execution"))
 
 
 def _row(context: Context, result: FinetuneResult) -> dict[str, Any]:
     return {
         "weights": context.journal.save_arrays(weights(result.proto)),
         "history": [vars(record) | {"loss": _number(record.loss)} for record in result.history],
-        "best_epoch": result.best_epoch,
+        "chosen_epoch": result.chosen_epoch,
+        "metric": _number(result.metric),
         "execution": _settings(result.execution),
     }
 

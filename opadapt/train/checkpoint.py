@@ -10,7 +10,7 @@ import torch
 
 from opadapt.errors import RunError
 
-FORMAT = 2
+FORMAT = 3
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -37,11 +37,11 @@ def finetune(
     """Train all weights of ``student`` towards ``teacher`` on the training split.
 
     Both see the same augmented batch; after ``teacher_epochs`` the student sees those batches' samples again, with what
-    the teacher said about them. After each epoch the validation metric is computed (default: top1 with
-    class labels, deviation otherwise), the best model kept, and a checkpoint written into ``folder``, which
-    exists; a call with the same arguments goes on from it and reaches the same weights. ``should_stop`` is
-    asked between steps: then the best model so far is returned, and the checkpoint allows to go on. Ctrl-C is
-    taken between steps: checkpoint, then KeyboardInterrupt.
+    the teacher said about them. After each epoch the validation metric is computed (default: top1 with class labels,
+    deviation otherwise), and a checkpoint written into ``folder``, which exists; a call with the same arguments goes
+    on from it and reaches the same weights. Returned is the last epoch's model, unless that of the best epoch is
+    better beyond noise. ``should_stop`` is asked between steps: then the best model so far is returned, and the
+    checkpoint allows to go on. Ctrl-C is taken between steps: checkpoint, then KeyboardInterrupt.
 
     Raises Refused for an operator that cannot be trained, a fixed batch, or a loss that stays not finite;
     DataError or ConfigError for labels or features that do not fit; RunError for a folder that holds another

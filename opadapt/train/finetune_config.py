@@ -99,11 +99,11 @@ class FinetuneProgress:
 
 @dataclass(frozen=True, eq=False)
 class FinetuneResult:
-    """The model of the best epoch by the validation metric (not in points), and how it came about."""
+    """The model of the ``chosen_epoch`` with its validation metric (not in points), and how it came about."""
 
     proto: onnx.ModelProto
     history: tuple[EpochRecord, ...]
-    best_epoch: int
+    chosen_epoch: int
     metric: float
     epochs: int
     steps: int

@@ -19,9 +19,9 @@ from opadapt.errors import DataError, Refused
 from opadapt.torchgraph import build, parameter_names, statistics_names, write_back
 from opadapt.train.batches import Batch, Batches
 from opadapt.train.capture import with_outputs
-from opadapt.train.checkpoint import save_checkpoint, write_bytes
+from opadapt.train.checkpoint import save_checkpoint
+from opadapt.train.choice import Choice
 from opadapt.train.data import Dataset
-from opadapt.train.evaluate import predict
 from opadapt.train.finetune_config import (
     EpochRecord,
     FinetuneConfig,
@@ -63,8 +63,8 @@ class Trainer:
         seed: int,
         state: dict[str, Any] | None,
     ) -> None:
-        self.proto, self.original, self.data = student, teacher, dataset
-        self.config, self.metric = config, metric
+        self.proto, self.original, self.data, self.config = student, teacher, dataset, config
+        self.choice = Choice(metric, teacher, dataset, folder)
         self.folder, self.fingerprint, self.seed = folder, fingerprint, seed
         self.names = list(inputs_of(student))
         originals = heads_of(teacher, dataset.label_kind == "classes")
@@ -91,7 +91,6 @@ class Trainer:
         self.step, self.elapsed_s, self.rate_cuts, self.loss_sum = 0, 0.0, 0, 0.0
         self.started = time.perf_counter()
         self.history: list[EpochRecord] = []
-        self.original_outputs: Any = None
         self._check_labels()
         if state is None:
             self._begin()
@@ -156,6 +155,7 @@ class Trainer:
         self.elapsed_s, self.rate_cuts = state["elapsed_s"], state["rate_cuts"]
         self.started = time.perf_counter() - self.elapsed_s
         self.history = [EpochRecord(**record) for record in state["history"]]
+        self.choice.epoch, self.choice.value = state["chosen"]
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         weights = list(self.student.parameters())
@@ -307,41 +307,18 @@ class Trainer:
         return now
 
     def _close_epoch(self, loss: float) -> None:
-        """Measure, keep the best and write a checkpoint."""
-        proto = self._current()
-        value = self._evaluate(proto)
-        best = self._best()
+        """Measure, keep the better model and write a checkpoint."""
+        threads = self.execution.threads * self.execution.replicas
+        value = self.choice.offer(self._current(), self._epoch(), threads, last=self._done() >= 1.0)
         self.loss_sum = 0.0
         self.elapsed_s = time.perf_counter() - self.started
         self.history.append(EpochRecord(self._epoch(), loss, value, self._rate(), self.elapsed_s))
-        if best is None or self._better(value, best.metric):
-            write_bytes(self.folder / "best.onnx", proto.SerializeToString())
         self.safe = copy.deepcopy(self._now())
         self._save()
 
     def _epoch(self) -> int:
         """Epochs begun."""
         return -(-self.step // self.steps_per_epoch)
-
-    def _evaluate(self, proto: onnx.ModelProto) -> float:
-        split, preprocess = self.data.validation, self.data.preprocess
-        threads = self.execution.threads * self.execution.replicas
-        if not self.metric.needs_labels and self.original_outputs is None:
-            self.original_outputs = predict(self.original, split, preprocess, threads=threads)
-        outputs = predict(proto, split, preprocess, threads=threads)
-        return self.metric(outputs, self.metric.target(split.labels, self.original_outputs))
-
-    def _better(self, value: float, than: float) -> bool:
-        if math.isnan(than):
-            return not math.isnan(value)
-        return value > than if self.metric.higher_is_better else value < than
-
-    def _best(self) -> EpochRecord | None:
-        best: EpochRecord | None = None
-        for record in self.history:
-            if best is None or self._better(record.metric, best.metric):
-                best = record
-        return best
 
     def _now(self) -> dict[str, Any]:
         """What a step changes."""
@@ -369,6 +346,7 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "rate_cuts": self.rate_cuts,
             "history": [asdict(record) for record in self.history],
+            "chosen": (self.choice.epoch, self.choice.value),
             "execution": self.execution.as_dict(),
             "fingerprint": self.fingerprint,
         }
@@ -380,11 +358,17 @@ class Trainer:
         return FinetuneProgress(epoch, self.step, loss, self._rate(), self._done(), self.elapsed_s, history)
 
     def result(self) -> FinetuneResult:
-        best = self._best()
-        assert best is not None  # epoch 0 is always recorded
-        proto = onnx.load(self.folder / "best.onnx")
+        chosen = self.choice
+        assert chosen.epoch is not None  # epoch 0 is always offered
         epochs = self.step // self.steps_per_epoch
         history = tuple(self.history)
         return FinetuneResult(
-            proto, history, best.epoch, best.metric, epochs, self.step, self.elapsed_s, self.execution
+            chosen.proto(),
+            history,
+            chosen.epoch,
+            chosen.value,
+            epochs,
+            self.step,
+            self.elapsed_s,
+            self.execution,
         )

@@ -112,7 +112,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         execution: object,
     ) -> Tuned:
         tags.append(tag)
-        return Tuned(model, (EpochRecord(0, 0.0, 0.5, 0.0, 0.0),))
+        return Tuned(model, 0.5, (EpochRecord(0, 0.0, 0.5, 0.0, 0.0),))
 
     verdict = Verdict(False, "too much is lost", "agreement", True, 100.0, 90.0, 10.0, 9.0, 11.0, 1.0)
     monkeypatch.setattr(attempting, "tune", tune)

@@ -93,7 +93,7 @@ class Heat:
             raise Refused("finetune", f"{tag} diverged")
         shifted = {n: v + len(self.tags) for n, v in weights(model.proto).items()}
         history = (EpochRecord(0, float("nan"), metric / 2, 0.0, 0.0), EpochRecord(1, 1.0, metric, 0.0, 1.0))
-        return Tuned(with_weights(model, shifted), history, {"threads": len(self.tags)})
+        return Tuned(with_weights(model, shifted), metric, history, {"threads": len(self.tags)})
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Tuning:
         self.shares.append(share)
         self.starts.append(model)
         self.results.append(with_weights(model, values))
-        return Tuned(self.results[-1], ())
+        return Tuned(self.results[-1], 0.5, ())
 
     def compare(self, *arguments: object) -> Verdict:
         accepted = self.accepted[len(self.tags) - 1]

@@ -15,6 +15,7 @@ import torch
 from onnx import helper, numpy_helper
 from tiny_models import classifier, image_dataset, model_of
 
+from opadapt.train import choice as choice_module
 from opadapt.train import trainer as trainer_module
 from opadapt.train.data import Dataset, Split
 from opadapt.train.finetune import FinetuneConfig, finetune
@@ -170,13 +171,13 @@ def test_a_batch_of_one_trains_a_convolution_on_single_pixels(tmp_path):
 
 def test_validation_uses_the_threads_of_all_replicas(tmp_path, monkeypatch):
     seen = []
-    real = trainer_module.predict
+    real = choice_module.predict
 
     def predict(*arguments, threads, **others):
         seen.append(threads)
         return real(*arguments, threads=threads, **others)
 
-    monkeypatch.setattr(trainer_module, "predict", predict)
+    monkeypatch.setattr(choice_module, "predict", predict)
     result = trained(tmp_path, EXACT.model_copy(update={"epochs": 1, "threads": 2, "replicas": 2}))
     assert (result.execution.threads, result.execution.replicas) == (1, 2)
     assert set(seen) == {2}
