@@ -42,9 +42,10 @@ def without_data(context: Context, baseline: Profile, history: History) -> Model
 
 
 def exact(context: Context, model: Model, profile: Profile, history: History) -> Model:
-    """The model with the fastest exact program where that pays, in groups that do not overlap, worst first."""
+    """The model with the fastest exact program where that pays, worst group first; of groups that overlap, what one
+    has replaced is gone for the others."""
     space = context.space.exact()
-    for ranked in all_groups(context, model, profile):
+    for ranked in all_groups(context, model, profile, overlapping=True):
         if ranked.latency_s < LEAST * profile.wall.value:
             continue
         original = original_candidate(ranked.group)

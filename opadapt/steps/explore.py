@@ -73,9 +73,11 @@ def rank_groups(context: Context, model: Model, profile: Profile) -> list[Ranked
     ]
 
 
-def all_groups(context: Context, model: Model, profile: Profile) -> list[Ranked]:
-    """The groups of a model, worst first by measured latency and parameters, without those whose nodes the groups
-    before them cover already; then whole stages, likewise."""
+def all_groups(
+    context: Context, model: Model, profile: Profile, *, overlapping: bool = False
+) -> list[Ranked]:
+    """The groups of a model, worst first by measured latency and parameters, then whole stages, likewise; unless
+    ``overlapping``, without those whose nodes the groups before them cover already."""
     settings = context.experiment
     search = settings.search
     fit = [r for r in regions(model) if r.kind == "stage" or len(r.nodes) <= search.max_region_nodes]
@@ -91,10 +93,11 @@ def all_groups(context: Context, model: Model, profile: Profile) -> list[Ranked]
         key=lambda r: (_KINDS.index(r.kind), -r.score, -len(r.group.members[0].region.nodes), r.group.key)
     )
     cost_s = {node.name: node.latency_s for node in profile.nodes}
+    most = 1.0 if overlapping else search.max_overlap
     ranked: list[Ranked] = []
     for whole in (False, True):
         alike = [r for r in found if (r.kind == "stage") == whole]
-        ranked += sorted(_without_overlap(alike, cost_s, search.max_overlap), key=lambda r: -r.score)
+        ranked += sorted(_without_overlap(alike, cost_s, most), key=lambda r: -r.score)
     return ranked
 
 

@@ -95,6 +95,18 @@ def two_linear(layers: Layers) -> None:
     layers.scores()
 
 
+def two_linear_before_a_chain(layers: Layers) -> None:
+    """The second of them begins a chain that takes more of the latency than the two."""
+    layers.conv("stem", 8, 3)
+    layers.add("Relu", "relu")
+    layers.conv("wide", 32, 1)
+    layers.conv("narrow", 16, 1)
+    layers.add("Relu", "narrow.relu")
+    layers.conv("last", 16, 3)
+    layers.add("Relu", "last.relu")
+    layers.scores()
+
+
 def upsampling(layers: Layers) -> None:
     layers.conv("conv", 16, 3)
     layers.norm("norm")
@@ -137,13 +149,23 @@ def test_a_batch_normalisation_is_folded(tmp_path: Path) -> None:
     np.testing.assert_allclose(adapted, original, rtol=1e-4, atol=1e-5)
 
 
-def test_two_linear_convolutions_become_one(tmp_path: Path) -> None:
-    report, folder = run(tmp_path, two_linear)
+@pytest.mark.parametrize(
+    ("layers", "replaced", "convolutions"),
+    [
+        (two_linear, {"wide", "narrow"}, 2),
+        (two_linear_before_a_chain, {"wide", "narrow", "narrow.relu"}, 3),
+    ],
+    ids=["alone", "before a chain"],
+)
+def test_two_linear_convolutions_become_one(
+    tmp_path: Path, layers: Callable[[Layers], None], replaced: set[str], convolutions: int
+) -> None:
+    report, folder = run(tmp_path, layers)
     assert report.verdict.adapted and report.latency.is_gain
     (replacement,) = report.replacements
-    assert set(replacement.nodes) == {"wide", "narrow"} and "merge_pointwise" in replacement.rule
+    assert set(replacement.nodes) == replaced and "merge_pointwise" in replacement.rule
     assert replacement.latency_after_s < replacement.latency_before_s
-    assert list(nodes(folder).values()).count("Conv") == 2
+    assert list(nodes(folder).values()).count("Conv") == convolutions
     original, adapted = outputs(folder)
     np.testing.assert_allclose(adapted, original, rtol=1e-4, atol=1e-5)
 
