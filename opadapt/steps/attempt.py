@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 from opadapt.errors import Refused
 from opadapt.measure.timing import Estimate
@@ -42,6 +43,7 @@ class Attempts:
     made: list[Attempt] = field(default_factory=list)
     training: list[TrainingPoint] = field(default_factory=list)
     before: tuple[Student, Model] | None = None  # the last one that was trained, and what to
+    execution: Mapping[str, Any] | None = None  # the way that was fastest to train it
 
     def no_time(self) -> bool:
         """Whether the budget leaves no time for another attempt. The first one is always made."""
@@ -65,11 +67,12 @@ class Attempts:
             )
             if self.before is not None:
                 start = _warm(start, student, *self.before)
-            tuned = tune(context, self.dataset, start, tag, student.borders, won.share, won.execution)
+            way = won.execution or self.execution
+            tuned = tune(context, self.dataset, start, tag, student.borders, won.share, way)
         except Refused as refusal:
             self.refuse(goal, refusal, student)
             return None
-        self.before = student, tuned.model
+        self.before, self.execution = (student, tuned.model), tuned.execution
         self.training += points(tuned, number, metric_of(context))
         verdict = compare(context, self.dataset, tuned.model, self.dataset.validation, "validation")
         self._add(goal, student, verdict, verdict.reason)

@@ -138,6 +138,20 @@ def test_no_more_attempts_than_allowed_each_less_ambitious(
     assert aims == sorted(aims, reverse=True) and len(set(aims)) == most
 
 
+def test_how_to_train_fastest_is_tried_out_once(
+    make_context, tmp_path, refusing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: list[object] = []
+
+    def tune(*arguments: object) -> Tuned:
+        ways.append(arguments[-1])
+        return Tuned(arguments[2], 0.5, (), {"threads": len(ways)})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attempting, "tune", tune)
+    attempts(make_context(write_row(tmp_path / "row.onnx"), search={"max_attempts": 2}))
+    assert ways == [None, {"threads": 1}]
+
+
 def test_the_first_attempt_that_can_be_built_has_several_selections(
     make_context, tmp_path, refusing: list[str]
 ) -> None:
