@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch import nn
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "channels_last", "contiguous"]
+_WORTH = 0.1  # of a training's time, for the trial before it
 LEAST_PART = 16  # samples of a replica: fewer are no fair sample for the statistics of a normalisation
 
 
@@ -118,26 +120,29 @@ def fastest(
     ready: Callable[[Execution], Callable[[], object]],
     repeats: int = 4,
     limit_s: float = 60.0,
+    steps: float = math.inf,
 ) -> Execution:
     """Time a step under every option, the options interleaved, and return the one with the shortest step.
 
     ``ready`` makes what the step of an option needs, untimed, and returns the step, which must leave nothing
-    changed. The first round warms up; after ``limit_s`` seconds no round is begun.
+    changed. The first round warms up; after ``limit_s`` seconds no round is begun. After one more round, none is
+    begun once the trial has taken a tenth of what ``steps`` of the shortest take, those that the training will have.
     """
     if len(options) == 1:
         return options[0]
-    steps = [ready(option) for option in options]
+    tried = [ready(option) for option in options]
     best = [float("inf")] * len(options)
     begun = time.perf_counter()
     for repeat in range(1 + repeats):
-        for i, step in enumerate(steps):
+        for i, step in enumerate(tried):
             started = time.perf_counter()
             step()
             if options[i].device == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
             best[i] = seconds if repeat == 0 else min(best[i], seconds)
-        if time.perf_counter() - begun > limit_s:
+        worth_s = _WORTH * steps * min(best) if repeat else limit_s
+        if time.perf_counter() - begun > min(limit_s, worth_s):
             break
     winner = min(range(len(options)), key=best.__getitem__)
     return replace(options[winner], step_s=best[winner])

@@ -132,6 +132,7 @@ class Trainer:
             Teacher(self.original, self.teacher.tensors),
             self._loss,
             lambda: self.batches(0),
+            math.inf if config.epochs is None else config.epochs * self.steps_per_epoch,
         )
         self.execution.apply(self.student)
         self.teacher.apply(self.execution)

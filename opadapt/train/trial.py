@@ -23,8 +23,9 @@ def fastest_step(
     teacher: Teacher,
     loss: Loss,
     batch: Callable[[], Batch],
+    steps: float,
 ) -> Execution:
-    """The option whose training step is the shortest; ``batch`` makes that of a step.
+    """The option whose training step is the shortest; ``batch`` makes that of a step, ``steps`` are to be trained.
 
     What the steps need is made before any is timed. Options share what they agree in, so that memory is bounded: a
     copy of the student per layout, a session of the teacher per number of threads.
@@ -47,4 +48,4 @@ def fastest_step(
 
             return step
 
-        return fastest(options, ready)
+        return fastest(options, ready, steps=steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -102,7 +103,7 @@ def test_the_first_round_only_warms_up_and_long_ones_are_not_repeated(monkeypatc
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: clock["s"]))
     options = [Execution("cpu", t, False, False) for t in (1, 2)]
 
-    def choose(costs_s: dict[int, list[float]]) -> tuple[int, float]:
+    def choose(costs_s: dict[int, list[float]], steps: float = math.inf) -> tuple[int, float]:
         left = {threads: iter(seconds) for threads, seconds in costs_s.items()}
 
         def ready(option: Execution) -> Callable[[], None]:
@@ -111,11 +112,16 @@ def test_the_first_round_only_warms_up_and_long_ones_are_not_repeated(monkeypatc
 
             return step
 
-        found = fastest(options, ready, repeats=1, limit_s=60.0)
+        found = fastest(options, ready, repeats=len(costs_s[1]) - 1, limit_s=60.0, steps=steps)
         return found.threads, found.step_s
 
     assert choose({1: [9.0, 1.0], 2: [2.0, 2.0]}) == (1, pytest.approx(1.0))
-    assert choose({1: [50.0], 2: [40.0]}) == (2, pytest.approx(40.0))
+    assert choose({1: [50.0, 1.0], 2: [40.0, 2.0]}) == (2, pytest.approx(40.0))
+    # 14 s are spent after the first timed round: a third one is not worth it before a training of 100 s
+    costs_s = {1: [9.0, 1.0, 1.0], 2: [2.0, 2.0, 0.5]}
+    assert choose(costs_s, steps=100) == (1, pytest.approx(1.0))
+    assert choose(costs_s, steps=200) == (2, pytest.approx(0.5))
+    assert choose({1: [9.0, 1.0], 2: [2.0, 2.0]}, steps=1) == (1, pytest.approx(1.0))
 
 
 def test_a_trial_is_timed_without_making_what_it_needs(tmp_path, monkeypatch):
@@ -133,7 +139,9 @@ def test_a_trial_is_timed_without_making_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "copy", SimpleNamespace(deepcopy=counted("copies", copy.deepcopy)))
     tried = []
 
-    def fastest(options: list[Execution], ready: Callable[[Execution], Callable[[], object]]) -> Execution:
+    def fastest(
+        options: list[Execution], ready: Callable[[Execution], Callable[[], object]], steps: float
+    ) -> Execution:
         steps = [ready(option) for option in options]
         before = dict(made)
         for step in [*steps, *steps]:
