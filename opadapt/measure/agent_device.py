@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from opadapt.errors import DeviceError, FullDisk, LostDevice
-from opadapt.measure.device import SAME, Kernel, NDArrayAny, RawProfile
+from opadapt.measure.device import SAME, Kernel, NDArrayAny, OnProcess, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.sent import Sent
 from opadapt.measure.timing import BlockTimes, Timing, of_processes
@@ -180,7 +180,13 @@ class AgentDevice:
 
         return self._again(work)
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         if not models:
             raise ValueError("nothing to time")
 
@@ -191,6 +197,8 @@ class AgentDevice:
             request = {"do": "time", "models": paths, **self._how(timing), "energy": energy}
             while len(found) < timing.processes:
                 found.append(self._block_times(self._ask(request, self._limit_s(timing, len(models)))))
+                if on_process is not None:
+                    on_process(len(found))
             return of_processes(found)
 
         return self._with_files(models, work, base_first=True)

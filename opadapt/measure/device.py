@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -35,6 +35,9 @@ class RawProfile:
     times: BlockTimes
 
 
+OnProcess = Callable[[int], None]
+
+
 class Device(Protocol):
     """Context manager; models are serialised ONNX files with static shapes. Failures raise DeviceError."""
 
@@ -55,9 +58,16 @@ class Device(Protocol):
     def conditions(self) -> dict[str, Any]:
         """Heat, clocks, throttling and load now, with the versions that every sample is filed under."""
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         """Latency of each model on made-up inputs, blocks interleaved. With ``energy`` also the joules of an
-        inference, where the facts name a power source and it is there."""
+        inference, where the facts name a power source and it is there. ``on_process`` is told how many of the
+        timing's processes have measured, after each of them."""
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         """Kernel times, the optimised model and un-profiled times of one model."""

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
 from opadapt.errors import DeviceError, LostDevice
-from opadapt.measure.device import SAME, Device, NDArrayAny, RawProfile
+from opadapt.measure.device import SAME, Device, NDArrayAny, OnProcess, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.timing import BlockTimes, Timing
 
@@ -46,8 +46,14 @@ class Board:
     def conditions(self) -> dict[str, Any]:
         return {**self.device.conditions(), "board": self.host}
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
-        return self._marked(self.device.time(models, timing, energy))
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
+        return self._marked(self.device.time(models, timing, energy, on_process))
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         found = self.device.profile(model, timing)
@@ -120,8 +126,14 @@ class FleetDevice:
     def conditions(self) -> dict[str, Any]:
         return self.on_one(lambda board: board.conditions())
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
-        return self.on_one(lambda board: board.time(models, timing, energy))
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
+        return self.on_one(lambda board: board.time(models, timing, energy, on_process))
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         return self.on_one(lambda board: board.profile(model, timing))

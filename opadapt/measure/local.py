@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opadapt.measure.agent_device import AgentDevice
-from opadapt.measure.device import NDArrayAny, RawProfile
+from opadapt.measure.device import NDArrayAny, OnProcess, RawProfile
 from opadapt.measure.facts import Facts
 from opadapt.measure.lock import MeasuringLock, measuring_lock
 from opadapt.measure.timing import BlockTimes, Timing
@@ -30,10 +30,16 @@ class LocalDevice(AgentDevice):
         with self.lock.busy():
             return super().conditions()
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         self.hello()
         with self.lock.quiet():
-            return super().time(models, timing, energy)
+            return super().time(models, timing, energy, on_process)
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:
         self.hello()

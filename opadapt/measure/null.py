@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from opadapt.errors import DeviceError
 from opadapt.measure.cost import concrete_shapes, node_cost
-from opadapt.measure.device import Kernel, NDArrayAny, RawProfile
+from opadapt.measure.device import Kernel, NDArrayAny, OnProcess, RawProfile
 from opadapt.measure.facts import Facts, NullCost
 from opadapt.measure.timing import BlockTimes, Timing
 
@@ -50,13 +50,22 @@ class NullDevice:
         fixed = {"cpu": "cost model", "machine": "null", "onnxruntime": "cost model", "provider": "null"}
         return {**fixed, "threads": self.threads, "cost": self._cost.model_dump()}
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         if not models:
             raise ValueError("nothing to time")
         latency_s = [sum(k.latency_s for k in self._kernels(_parse(model))) for model in models]
         count = timing.blocks if timing.processes == 1 else timing.processes
         rounds = range(timing.blocks * timing.processes)
         order = tuple(i for turn in rounds for i in range(len(models))[:: -1 if turn % 2 else 1])
+        for done in range(timing.processes):
+            if on_process is not None:
+                on_process(done + 1)
         return BlockTimes(np.repeat(np.array(latency_s)[:, None], count, 1), self.conditions(), order)
 
     def profile(self, model: bytes, timing: Timing) -> RawProfile:

@@ -59,7 +59,9 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
     if not (changed := history.changed):
         final = context.original
         _export_original(context, path)
-        measured = compare_files(context, path)
+        measured = compare_files(
+            context, path, processes=1
+        )  # it is the original: there is nothing to tell apart
     profile = measure(context, final, "adapted")
     scores: AccuracyFacts | None = None
     points: tuple[PointFacts, ...] = ()
@@ -114,7 +116,7 @@ def conclude(context: Context, baseline: Profile, model: Model, history: History
 def _exported(context: Context, model: Model, path: Path) -> tuple[Model, Final]:
     """The model as it is exported, and what was measured of the file."""
     final = folded(context, model, "adapted model")
-    context.progress.stage("export and measure the exported file against the original")
+    context.progress.stage("export the adapted model")
     export(final, path, context.experiment.opset)
     return final, compare_files(context, path)
 

@@ -31,16 +31,19 @@ class Final:
     conditions: dict[str, Scalar]
 
 
-def compare_files(context: Context, path: Path) -> Final:
+def compare_files(context: Context, path: Path, processes: int = PROCESSES) -> Final:
     """The exported file against the original file, in several processes; with an A/A floor. One measurement, so that
     all of it runs on one board; the conditions name it. Raises DeviceError."""
-    timing = in_processes(context.experiment.timing, PROCESSES)
+    timing = in_processes(context.experiment.timing, processes)
     files = [context.experiment.model, path]
     models = [_deployed(read(file), context.original).SerializeToString() for file in files]
     key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models), timing.key())
 
     def compute() -> dict[str, Any]:
-        times = context.device.time([models[0], models[1], models[0]], timing, energy=True)
+        context.progress.stage(f"measure {path.name} against the original", timing.processes)
+        times = context.device.time(
+            [models[0], models[1], models[0]], timing, energy=True, on_process=context.progress.advance
+        )
         return {
             "original": _row(median_latency(times, 0)),
             "adapted": _row(median_latency(times, 1)),

@@ -69,7 +69,7 @@ def _measured(context: Context, dataset: Dataset, point: Accepted, number: int) 
     the original beyond the noise."""
     final = folded(context, point.model, f"model {number} of the front")
     path = context.cache / f"point{number}.onnx"
-    context.progress.stage(f"export and measure model {number} of the front")
+    context.progress.stage(f"export model {number} of the front")
     try:
         export(final, path, context.experiment.opset)
     except ModelError as error:

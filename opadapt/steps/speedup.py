@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from opadapt.journal import content_key
+from opadapt.measure.device import OnProcess
 from opadapt.measure.profile import Profile
 from opadapt.measure.timing import Timing, in_processes, ratio
 from opadapt.model.graph import Model
@@ -14,13 +15,17 @@ from opadapt.steps.context import Context
 PROCESSES = 9  # that measure anew; of 9 the interval leaves out one on either side, of 8 none
 
 
-def speedup(context: Context, base: Model, model: Model, timing: Timing) -> float:
+def speedup(
+    context: Context, base: Model, model: Model, timing: Timing, on_process: OnProcess | None = None
+) -> float:
     """Measured in turns with the base; above 1 where the model is faster. Raises DeviceError."""
     models = [at_batch(m, 1).SerializeToString() for m in (base, model)]
     key = content_key(context.measured_on, *(hashlib.sha256(m).hexdigest() for m in models), timing.key())
-    return float(
-        context.journal.once("assembled", key, lambda: ratio(context.device.time(models, timing), 0, 1).value)
-    )
+
+    def compute() -> float:
+        return ratio(context.device.time(models, timing, on_process=on_process), 0, 1).value
+
+    return float(context.journal.once("assembled", key, compute))
 
 
 def aim(context: Context, baseline: Profile, model: Model) -> float | None:
@@ -35,6 +40,6 @@ def aim(context: Context, baseline: Profile, model: Model) -> float | None:
     wanted = target.as_speedup(baseline.wall.value)
     if model is context.original:
         return wanted
-    return wanted / speedup(
-        context, context.original, model, in_processes(context.experiment.timing, PROCESSES)
-    )
+    timing = in_processes(context.experiment.timing, PROCESSES)
+    context.progress.stage("measure this round's model against the original", timing.processes)
+    return wanted / speedup(context, context.original, model, timing, context.progress.advance)

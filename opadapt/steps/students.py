@@ -8,7 +8,7 @@ from statistics import median
 
 from opadapt.errors import Refused
 from opadapt.journal import content_key
-from opadapt.measure.timing import in_processes
+from opadapt.measure.timing import Timing, in_processes
 from opadapt.model.graph import Model
 from opadapt.model.splice import Spliced, splice_parts
 from opadapt.search.select import select
@@ -72,6 +72,7 @@ def calibrated(
     """
     needed_s, kept = wall_s * (1 - 1 / goal), 1.0
     found: dict[frozenset[str], tuple[tuple[Offer, ...], Spliced, float]] = {}
+    context.progress.stage(f"measure selections for {goal:.2f}x", CALIBRATIONS * _timing(context).processes)
     while len(found) < CALIBRATIONS and kept > 0:
         try:
             chosen = chosen_for(offers, needed_s / kept, toll)
@@ -83,7 +84,7 @@ def calibrated(
         if key in found:
             break
         spliced = build(model, chosen)
-        saved_s = wall_s * (1 - 1 / _speedup(context, model, spliced.model))
+        saved_s = wall_s * (1 - 1 / _speedup(context, model, spliced.model, len(found)))
         found[key] = chosen, spliced, saved_s / _claimed_s(chosen)
         kept = median(share for _, _, share in found.values())
     students = [
@@ -98,10 +99,18 @@ def _claimed_s(chosen: Sequence[Offer]) -> float:
     return sum(o.option.saved_s for o in chosen)
 
 
-def _speedup(context: Context, base: Model, student: Model) -> float:
-    """Measured speed-up of a student, as it would be exported, over the base."""
-    timing = in_processes(context.experiment.timing, STUDENT_PROCESSES)
-    return speedup(context, base, folded(context, student, "student"), timing)
+def _timing(context: Context) -> Timing:
+    return in_processes(context.experiment.timing, STUDENT_PROCESSES)
+
+
+def _speedup(context: Context, base: Model, student: Model, before: int) -> float:
+    """Measured speed-up of a student, as it would be exported, over the base, after ``before`` other students."""
+    timing = _timing(context)
+
+    def show(processes: int) -> None:
+        context.progress.advance(before * timing.processes + processes)
+
+    return speedup(context, base, folded(context, student, "student"), timing, show)
 
 
 def first_goal(

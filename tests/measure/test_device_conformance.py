@@ -63,7 +63,10 @@ def test_interleaves_the_models(device: Device, small: bytes, quick: Timing, mod
 
 
 def test_several_processes_measure_the_same_models(device: Device, small: bytes, quick: Timing) -> None:
-    times = device.time([small, small], quick.model_copy(update={"processes": 6}))
+    told: list[int] = []
+    timing = quick.model_copy(update={"processes": 6})
+    times = device.time([small, small], timing, on_process=told.append)
+    assert told == [1, 2, 3, 4, 5, 6]
     assert times.latency_s.shape == (2, 6)
     assert Counter(times.order) == dict.fromkeys(range(2), 6 * quick.blocks)
     assert floor_of(times) >= 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from opadapt.errors import DeviceError, LostDevice
-from opadapt.measure.device import Device, NDArrayAny, RawProfile
+from opadapt.measure.device import Device, NDArrayAny, OnProcess, RawProfile
 from opadapt.measure.facts import load_facts
 from opadapt.measure.fleet import FleetDevice, on_one_board
 from opadapt.measure.null import NullDevice
@@ -51,7 +51,13 @@ class Scripted:
     def conditions(self) -> dict[str, Any]:
         return {"provider": "CPU", "threads": 1, **self._hello}
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         assert self._busy.acquire(blocking=False), "two requests on one board at once"
         try:
             self.requests.append(models)

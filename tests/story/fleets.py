@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opadapt.errors import DeviceError, LostDevice
+from opadapt.measure.device import OnProcess
 from opadapt.measure.facts import load_facts
 from opadapt.measure.fleet import FleetDevice
 from opadapt.measure.null import NullDevice
@@ -31,7 +32,13 @@ class Moody(NullDevice):
         self.requests = 0
         self.threads_seen: set[int] = set()
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         self.threads_seen.add(threading.get_ident())
         self.requests += 1
         searching = timing.blocks == MIN_BLOCKS
@@ -42,7 +49,7 @@ class Moody(NullDevice):
             raise LostDevice("null: gone")
         if searching and self.crashes and any(hashlib.sha256(m).digest()[0] % 3 == 0 for m in models[1:]):
             raise DeviceError("null: time failed", found="killed by SIGILL", kind="signal")
-        return super().time(models, timing, energy)
+        return super().time(models, timing, energy, on_process)
 
 
 def fleet(*boards: NullDevice) -> FleetDevice:

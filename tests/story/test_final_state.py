@@ -12,8 +12,9 @@ from tiny import write_model
 
 from opadapt.adapt import adapt
 from opadapt.experiment import create_run, load_experiment, open_run
+from opadapt.measure.device import OnProcess
 from opadapt.measure.null import NullDevice
-from opadapt.measure.timing import MIN_BLOCKS, BlockTimes, Timing
+from opadapt.measure.timing import BlockTimes, Timing
 from opadapt.report.data import Report, read_json
 from opadapt.report.progress import Silent
 
@@ -47,13 +48,19 @@ def run_exact(folder: Path) -> tuple[Report, Path]:
 @pytest.fixture
 def sensitive(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Null devices that have a state, and a power sensor for those who ask. Whether each request did, which only
-    measurements by several processes do."""
+    final measurements do."""
     asked: list[bool] = []
     plain = NullDevice.time
 
-    def time(self: Any, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self: Any,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         asked.append(energy)
-        assert energy == (timing.processes >= MIN_BLOCKS)
+        assert energy == (len(models) == 3)  # the original, the adapted and the original again
         times = plain(self, models, timing)
         joules = (4e-3, 1e-3, 3.2e-3)[: len(models)] if energy else None
         return dataclasses.replace(times, conditions={**times.conditions, **STATE}, energy_j=joules)

@@ -19,7 +19,7 @@ from tiny import write_model
 from opadapt.errors import DeviceError, FullDisk, LostDevice, Refused
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal
-from opadapt.measure.device import Device
+from opadapt.measure.device import Device, OnProcess
 from opadapt.measure.facts import load_facts
 from opadapt.measure.null import NullDevice
 from opadapt.measure.timing import BlockTimes, Timing
@@ -53,7 +53,13 @@ class Halving(NullDevice):
         self.before, self.asked = before, 0
         self.threads_seen: set[str] = set()
 
-    def time(self, models: Sequence[bytes], timing: Timing, energy: bool = False) -> BlockTimes:
+    def time(
+        self,
+        models: Sequence[bytes],
+        timing: Timing,
+        energy: bool = False,
+        on_process: OnProcess | None = None,
+    ) -> BlockTimes:
         self.threads_seen.add(threading.current_thread().name)
         self.asked += 1
         self.before(models)
