@@ -57,7 +57,7 @@ def adapt(experiment: Experiment, folder: Path, progress: Progress) -> Report:
             # programs for each of them, cheapest check first
             explored, offered = search_groups(context, model, profile, ranked, activations, harm)
             # one program per region jointly, the whole model fine-tuned, accepted only within tolerance
-            assembled = assemble(context, dataset, model, profile.wall.value, offered, wanted, number)
+            assembled = assemble(context, dataset, model, profile.wall.value, offered, wanted, number, harm)
             history.add(explored, assembled)
             if assembled.accepted is None:
                 break

@@ -102,6 +102,13 @@ class SearchConfig(BaseModel):
         "equal share of the time; the fastest accepted one is adapted.onnx, the others that are worth it lie in "
         "front/. 1: one model, with max_attempts",
     )
+    pairs: int = Field(
+        0,
+        ge=0,
+        description="pairs of selected replacements whose damage is measured together, those that lie closest to one "
+        "another first; what a pair harms beyond the sum of both then counts in the selection. 0: damages are taken "
+        "to add up",
+    )
     selections: int = Field(
         1,
         ge=1,

@@ -11,8 +11,10 @@ from opadapt.report.data import Attempt, TrainingPoint
 from opadapt.search.select import most_saving
 from opadapt.steps.attempt import LEAST_AIM, Accepted, Attempts
 from opadapt.steps.context import Context
+from opadapt.steps.harm import Harm
 from opadapt.steps.heats import contenders
 from opadapt.steps.offer import Offer
+from opadapt.steps.pairs import corrected
 from opadapt.steps.points import several
 from opadapt.steps.students import first_goal
 from opadapt.steps.tuning import Share
@@ -44,12 +46,14 @@ def assemble(
     offers: Mapping[str, Offer],
     aim: float | None,
     round_: int,
+    harm: Harm,
 ) -> Assembled:
     """``aim`` is the speed-up over ``model`` that is wanted; None: as fast as the tolerance allows, and
     ``search.points`` models in all."""
     attempts = Attempts(context, dataset, round_)
     reachable = wall_s / max(wall_s - most_saving([o.option for o in offers.values()]), 1e-12)
     goal = aim or first_goal(context, dataset, model, wall_s, offers, reachable)
+    offers = corrected(context, harm, offers, wall_s * (1 - 1 / goal))
     points: list[Accepted] = []
     if aim is None and context.experiment.search.points > 1:
         points = several(attempts, model, wall_s, offers, goal)

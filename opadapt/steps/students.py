@@ -103,7 +103,7 @@ def _timing(context: Context) -> Timing:
     return in_processes(context.experiment.timing, STUDENT_PROCESSES)
 
 
-def _speedup(context: Context, base: Model, student: Model, before: int) -> float:
+def _speedup(context: Context, base: Model, student: Model, before: int = 0) -> float:
     """Measured speed-up of a student, as it would be exported, over the base, after ``before`` other students."""
     timing = _timing(context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,31 @@ def test_least_damage_and_toll_among_all_subsets(seed: int, share: float, toll: 
     assert legal(tuple(found))
     assert sum(o.saved_s for o in found) >= needed * (1 - 1e-5)
     assert sum(o.damage + toll for o in found) == pytest.approx(best, rel=1e-4, abs=1e-6)
+
+
+def together(options: tuple[Option, ...]) -> float:
+    """The damage of a selection, with what pairs of it harm beyond the sum of both."""
+    keys = {o.key for o in options}
+    return sum(o.damage + sum(extra for key, extra in o.beside.items() if key in keys) for o in options)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.05, 0.95))
+def test_least_damage_where_damages_do_not_add_up(seed: int, share: float) -> None:
+    """More or less together than each by itself, or not at all."""
+    options, rng = options_of(seed), np.random.default_rng(seed)
+    for i, j in itertools.combinations(range(len(options)), 2):
+        if (kind := rng.uniform()) < 0.5:
+            extra = float("inf") if kind < 0.1 else float(rng.uniform(-0.5, 2.0))
+            beside = {**options[i].beside, options[j].key: extra, "of an option that is not there": 1.0}
+            options[i] = replace(options[i], beside=beside)
+    subsets = everything(options)
+    needed = share * max(sum(o.saved_s for o in s) for s in subsets if np.isfinite(together(s)))
+    best = min(together(s) for s in subsets if sum(o.saved_s for o in s) >= needed)
+    found = tuple(select(options, needed))
+    assert legal(found)
+    assert sum(o.saved_s for o in found) >= needed * (1 - 1e-5)
+    assert together(found) == pytest.approx(best, rel=1e-4, abs=1e-6)
 
 
 def test_out_of_reach_is_refused_with_both_numbers() -> None:

@@ -125,7 +125,7 @@ def attempts(context: Context, savings: float = 2.9) -> Assembled:
     wall_s, saved_s, offers = saving(context)
     aim = wall_s / (wall_s - savings * saved_s)
     data = SimpleNamespace(validation=None)
-    return assemble(context, data, context.original, wall_s, offers, aim, 0)  # type: ignore[arg-type]
+    return assemble(context, data, context.original, wall_s, offers, aim, 0, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -267,7 +267,7 @@ def test_several_models_only_without_a_target(
     monkeypatch.setattr(assembling, "first_goal", lambda *arguments: goal)
     monkeypatch.setattr(assembling, "several", lambda *arguments: made)
     data, aim = SimpleNamespace(validation=None), goal if target else None
-    found = assemble(context, data, context.original, wall_s, offers, aim, 0)  # type: ignore[arg-type]
+    found = assemble(context, data, context.original, wall_s, offers, aim, 0, None)  # type: ignore[arg-type]
     assert bool(refusing) is not several
     assert found.points == (tuple(made) if several else ())
     if several:  # the fastest, whatever was aimed at
