@@ -78,7 +78,7 @@ def test_out_of_reach_is_left_to_whoever_selects(row) -> None:
 def test_what_a_pair_harms_beyond_the_sum_is_measured_in_the_whole_model(make_context) -> None:
     context = make_context(search={"pairs": 9, "probe_samples": 32})
     harm = Harm(context, context.dataset, context.original)
-    one, other = list(offers_of(group_of(context.original, "block0.conv1")).values())[:2]
+    one, other = list(offers_of(group_of(context.original, "block0.1")).values())[:2]
     sets = [
         {o.member.region: (o.candidate.program, o.trained.binding) for o in c}
         for c in ([one], [other], [one, other])
