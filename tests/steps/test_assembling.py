@@ -210,7 +210,8 @@ def test_one_bad_measurement_does_not_decide(context: Context, monkeypatch: pyte
     wall_s, saved_s, offers = saving(context)
     wrong = iter((0.85, 1.1))
 
-    def speedup(context: Context, base: Model, changed: Model) -> float:
+    def speedup(context: Context, base: Model, changed: Model, before: int) -> float:
+        assert before == len(measured)
         count = len(measured) + 2
         measured.append(count)
         return wall_s / (wall_s - next(wrong) * count * saved_s)
