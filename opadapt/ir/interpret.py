@@ -33,5 +33,6 @@ def run(program: Program, inputs: Sequence[Array], binding: Binding) -> Array:
                 )
             values.append(np.asarray(value, dtype=np.float32))
         else:
-            values.append(spec_of(step.op).meaning([values[a] for a in step.args], step.attr))
+            with np.errstate(all="ignore"):  # values that are not finite mean something, too
+                values.append(spec_of(step.op).meaning([values[a] for a in step.args], step.attr))
     return values[program.output]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -274,6 +275,17 @@ def test_refusals(op: str, shapes: list[tuple[Any, ...]], attrs: dict[str, Any])
 def test_pad_with_minus_infinity() -> None:
     program = build("pad", [(2,)], {"pads": ((1, 0),), "value": -INF})
     np.testing.assert_array_equal(run(program, [np.ones(2, np.float32)], {}), [-INF, 1.0, 1.0])
+
+
+def test_values_that_are_not_finite_pass_without_a_word() -> None:
+    """What is searched for meets them often; whoever reads the progress has no use for numpy's warnings."""
+    builder = Builder([TensorType((BATCH, 2)), TensorType((2, 3))])
+    total = builder.emit("sum", builder.emit("contract", 0, 1, einsum="nc,ck->nk"), axes=(1,), keepdims=0)
+    program = builder.build(builder.emit("mul", total, total))
+    x = np.array([[INF, -INF], [3e38, 3e38]], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(run(program, [x, np.ones((2, 3), np.float32)], {}), [np.nan, INF])
 
 
 def test_elementwise_instructions_broadcast_the_batch_with_one_only() -> None:
