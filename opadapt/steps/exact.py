@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from opadapt.errors import OpadaptError, Refused
 from opadapt.ir.cost import count_params
+from opadapt.ir.program import Binding, Program
 from opadapt.ir.text import print_program
 from opadapt.measure.profile import Profile
 from opadapt.model import validate
 from opadapt.model.graph import Model
-from opadapt.model.regions import Member
+from opadapt.model.regions import Member, Region
+from opadapt.model.splice import splice
 from opadapt.report.data import Replacement
 from opadapt.search.candidate import Candidate
 from opadapt.search.space import Space
@@ -21,7 +23,7 @@ from opadapt.steps.context import Context
 from opadapt.steps.explore import Ranked, all_groups, original_candidate
 from opadapt.steps.folding import folded
 from opadapt.steps.history import History
-from opadapt.steps.latency import GroupLatency, spliced
+from opadapt.steps.latency import GroupLatency, parts_of, spliced
 
 TOLERANCE = 1e-4  # relative to the largest output; float32 kernels of other order differ by about 1e-6
 NOTHING = "nothing exact and faster was found"
@@ -44,7 +46,7 @@ def without_data(context: Context, baseline: Profile, history: History) -> Model
 def exact(context: Context, model: Model, profile: Profile, history: History) -> Model:
     """The model with the fastest exact program where that pays, worst group first; of groups that overlap, what one
     has replaced is gone for the others."""
-    space = context.space.exact()
+    space, begun, parts = context.space.exact(), model, dict[Region, tuple[Program, Binding]]()
     for ranked in all_groups(context, model, profile, overlapping=True):
         if ranked.latency_s < LEAST * profile.wall.value:
             continue
@@ -54,11 +56,13 @@ def exact(context: Context, model: Model, profile: Profile, history: History) ->
         found = _fastest(context, model, ranked, profile, candidates)
         if found is not None:
             model, latency_s, candidate = found
+            parts |= parts_of(ranked.group, candidate)
             history.exact += [
                 _replacement(m, candidate, ranked.member_s, latency_s) for m in ranked.group.members
             ]
             history.reason = history.exactly
-    return model
+    # all at once: parts are named in the order of the model then, not in that of their measured latency
+    return splice(begun, parts) if parts else begun
 
 
 def candidates_of(original: Candidate, space: Space, seed: int, *, whole: bool) -> list[Candidate]:

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 
 from opadapt.errors import Refused
+from opadapt.ir.program import Binding, Program
 from opadapt.journal import content_key
 from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model
-from opadapt.model.regions import Group
+from opadapt.model.regions import Group, Region
 from opadapt.model.save import at_batch
 from opadapt.model.splice import splice
 from opadapt.search.candidate import Candidate
@@ -29,15 +30,17 @@ from opadapt.steps.timed import Hands, Readings
 TOGETHER = 4  # candidates timed in one request, interleaved with the model they change
 
 
+def parts_of(group: Group, candidate: Candidate) -> dict[Region, tuple[Program, Binding]]:
+    """A candidate in place of every member of a group."""
+    return {
+        member.region: (candidate.program, binding)
+        for member, binding in zip(group.members, candidate.bindings, strict=True)
+    }
+
+
 def spliced(model: Model, group: Group, candidate: Candidate) -> Model:
     """The model with all members of a group replaced by a candidate."""
-    return splice(
-        model,
-        {
-            member.region: (candidate.program, binding)
-            for member, binding in zip(group.members, candidate.bindings, strict=True)
-        },
-    )
+    return splice(model, parts_of(group, candidate))
 
 
 class GroupLatency:

@@ -16,6 +16,7 @@ from opadapt.adapt import adapt
 from opadapt.experiment import create_run, load_experiment
 from opadapt.report.data import Report
 from opadapt.report.progress import Silent
+from opadapt.steps import exact
 
 SIZE = 12
 
@@ -107,6 +108,16 @@ def two_linear_before_a_chain(layers: Layers) -> None:
     layers.scores()
 
 
+def two_linear_pairs(layers: Layers) -> None:
+    layers.conv("stem", 8, 3)
+    layers.add("Relu", "relu")
+    for number, (wide, narrow) in enumerate([(32, 16), (48, 8)]):
+        layers.conv(f"wide{number}", wide, 1)
+        layers.conv(f"narrow{number}", narrow, 1)
+        layers.add("Relu", f"relu{number}")
+    layers.scores()
+
+
 def upsampling(layers: Layers) -> None:
     layers.conv("conv", 16, 3)
     layers.norm("norm")
@@ -168,6 +179,20 @@ def test_two_linear_convolutions_become_one(
     assert list(nodes(folder).values()).count("Conv") == convolutions
     original, adapted = outputs(folder)
     np.testing.assert_allclose(adapted, original, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_in_which_it_is_found_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which group is worse is a matter of noise; what later runs take over is known by the model that it belongs to."""
+    files, plain = [], exact.all_groups
+    for name, step in (("down", 1), ("up", -1)):
+        monkeypatch.setattr(exact, "all_groups", lambda *a, step=step, **k: plain(*a, **k)[::step])
+        (tmp_path / name).mkdir()
+        report, folder = run(tmp_path / name, two_linear_pairs)
+        assert len(report.replacements) == 2
+        files.append((folder / "adapted.onnx").read_bytes())
+    assert files[0] == files[1]
 
 
 def test_it_says_how_to_allow_more(tmp_path: Path) -> None:
