@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 
 class SearchConfig(BaseModel):
@@ -115,17 +115,26 @@ class SearchConfig(BaseModel):
         description="selections that are compared by a short fine-tuning before one of them gets the rest of the time; "
         "1: the one of least damage, without comparison",
     )
+    rates: tuple[PositiveFloat, ...] = Field(
+        (),
+        description="largest learning rates that are compared in the same way, each with every selection; none: "
+        "finetune.learning_rate, without comparison",
+    )
     heat_share: float = Field(
-        0.08, gt=0, lt=1, description="of the time for fine-tuning, for each selection that is compared"
+        0.08,
+        gt=0,
+        lt=1,
+        description="of the time for fine-tuning, for each selection and rate that is compared",
     )
     max_attempts: int = Field(3, ge=1, description="selections fine-tuned per round before giving up")
     workers: int = Field(0, ge=0, description="worker processes for distillation (0: one per core)")
 
     @model_validator(mode="after")
     def _time_is_left(self) -> Self:
-        if self.selections > 1 and self.selections * self.heat_share >= 1:
+        heats = self.selections * max(len(self.rates), 1)
+        if heats > 1 and heats * self.heat_share >= 1:
             raise ValueError(
-                f"selections x heat_share is {self.selections * self.heat_share:g}: less than 1 leaves time for the "
-                "best of them"
+                f"selections x rates x heat_share is {heats * self.heat_share:g}: less than 1 leaves time for the best "
+                "of them"
             )
         return self

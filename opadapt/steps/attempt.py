@@ -43,7 +43,9 @@ class Attempts:
     made: list[Attempt] = field(default_factory=list)
     training: list[TrainingPoint] = field(default_factory=list)
     before: tuple[Student, Model] | None = None  # the last one that was trained, and what to
-    execution: Mapping[str, Any] | None = None  # the way that was fastest to train it
+    found: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the way that was fastest to train it, and the rate
 
     def no_time(self) -> bool:
         """Whether the budget leaves no time for another attempt. The first one is always made."""
@@ -60,19 +62,18 @@ class Attempts:
         context, number = self.context, len(self.made) + 1
         tag, student = f"round{self.round_}-attempt{number}", students[0]
         try:
-            won = winner(context, self.dataset, students, tag, share)
+            won = winner(context, self.dataset, students, tag, share, self.found)
             student, start = won.student, won.start
             context.progress.note(
                 f"attempt {number}: {len(student.offers)} replacements, {student.speedup:.2f}x before fine-tuning"
             )
             if self.before is not None:
                 start = _warm(start, student, *self.before)
-            way = won.execution or self.execution
-            tuned = tune(context, self.dataset, start, tag, student.borders, won.share, way)
+            tuned = tune(context, self.dataset, start, tag, student.borders, won.share, won.found)
         except Refused as refusal:
             self.refuse(goal, refusal, student)
             return None
-        self.before, self.execution = (student, tuned.model), tuned.execution
+        self.before, self.found = (student, tuned.model), {**won.found, **(tuned.execution or {})}
         self.training += points(tuned, number, metric_of(context))
         verdict = compare(context, self.dataset, tuned.model, self.dataset.validation, "validation")
         self._add(goal, student, verdict, verdict.reason)

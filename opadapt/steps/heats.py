@@ -1,4 +1,4 @@
-"""Which of several selections is trained to the end: each of them is trained for a short while first.
+"""Which of several selections is trained to the end, and at which rate: each is trained for a short while first.
 
 Damages of single replacements do not add up, and say little about what training recovers. So selections of another
 kind compete: the more every replacement costs beside its damage, the fewer and bolder ones are taken.
@@ -7,7 +7,7 @@ kind compete: the more every replacement costs beside its damage, the fewer and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from statistics import mean
 from typing import Any
@@ -21,18 +21,19 @@ from opadapt.train.data import Dataset
 from opadapt.train.metrics import Metric
 
 LEAST_MINUTES = 1.0  # of a heat: in less nothing is learned
+RATE = "learning_rate"  # of the settings of a fine-tuning
 TOLL = 4.0  # on every replacement, in mean damages of the mildest selection: from one contender to the next
 
 
 @dataclass(frozen=True)
 class Winner:
     """The student that goes on, what it is then (as ``prepared`` gives it), the share of the time that is left for it,
-    and the way of execution that was fastest."""
+    and settings that were found: the way of execution that was fastest, and the rate."""
 
     student: Student
     start: Model
     share: Share = WHOLE
-    execution: Mapping[str, Any] | None = None
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 def contenders(
@@ -52,38 +53,47 @@ def contenders(
 
 
 def winner(
-    context: Context, dataset: Dataset, students: Sequence[Student], tag: str, share: Share = WHOLE
+    context: Context,
+    dataset: Dataset,
+    students: Sequence[Student],
+    tag: str,
+    share: Share = WHOLE,
+    found: Mapping[str, Any] | None = None,
 ) -> Winner:
-    """The student that a short fine-tuning leaves with the best validation metric. One alone has not to prove itself,
-    and without time for it the first is taken. ``share``: what all of it may take. Raises Refused where none can be
-    trained."""
-    part = context.experiment.search.heat_share
-    if len(students) == 1 or not _has_time(context, part * share.left, tag):
-        return Winner(students[0], prepared(context, students[0].spliced.model), share)
+    """The student, and the rate, that a short fine-tuning leaves with the best validation metric. One alone has not to
+    prove itself, and without time for it the first is taken. ``share``: what all of it may take. ``found``: settings
+    that were found before, which are kept. Raises Refused where none can be trained."""
+    search, found = context.experiment.search, dict(found or {})
+    rates = () if RATE in found else search.rates
+    runners = [(student, rate) for student in students for rate in rates or (None,)]
+    part = search.heat_share
+    if len(runners) == 1 or not _has_time(context, part * share.left, tag):
+        return Winner(students[0], prepared(context, students[0].spliced.model), share, found)
     metric = metric_of(context)
-    best: tuple[float, Student, Model] | None = None
+    best: tuple[float, Student, Model, dict[str, float]] | None = None
     refusal: Refused | None = None
-    execution: Mapping[str, Any] | None = None
-    for number, student in enumerate(students, start=1):
+    for number, (student, rate) in enumerate(runners, start=1):
         start, heat = prepared(context, student.spliced.model), f"{tag}-heat{number}"
+        own = {} if rate is None else {RATE: rate}
         try:
-            tuned = tune(context, dataset, start, heat, student.borders, share.part(part), execution)
+            tuned = tune(context, dataset, start, heat, student.borders, share.part(part), found | own)
         except Refused as refused:
             refusal = refused
             continue
-        execution = tuned.execution
+        found |= tuned.execution or {}
         value = _value(tuned, metric)
         context.progress.note(
-            f"selection {number} of {len(students)}: {len(student.offers)} replacements, "
-            f"{student.speedup:.2f}x, {metric.name} {metric.in_points(value):.2f} after a short fine-tuning"
+            f"heat {number} of {len(runners)}: {len(student.offers)} replacements, {student.speedup:.2f}x, "
+            f"{'' if rate is None else f'rate {rate:g}, '}{metric.name} {metric.in_points(value):.2f} after a short "
+            "fine-tuning"
         )
         if best is None or (value > best[0] if metric.higher_is_better else value < best[0]):
-            best = value, student, with_weights(start, weights(tuned.model.proto))
+            best = value, student, with_weights(start, weights(tuned.model.proto)), own
     if best is None:
         assert refusal is not None
         raise refusal
-    rest = Share(share.settings * (1 - part * len(students)), share.left)
-    return Winner(best[1], best[2], rest, execution)
+    rest = Share(share.settings * (1 - part * len(runners)), share.left)
+    return Winner(best[1], best[2], rest, found | best[3])
 
 
 def _has_time(context: Context, share: float, tag: str) -> bool:

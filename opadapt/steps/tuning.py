@@ -111,17 +111,16 @@ def tune(
     tag: str,
     replaced: Sequence[str] = (),
     share: Share = WHOLE,
-    execution: Mapping[str, Any] | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> Tuned:
     """Whole-model distillation; finished ones are read from the journal, begun ones go on from their checkpoint.
 
-    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. ``execution``: the way
-    that was fastest before, which spares the trial. Raises Refused where it cannot be trained; that is read from the
-    journal, too.
+    ``student``: as ``prepared`` gives it. ``replaced``: the outputs of the replaced regions. ``found``: settings that
+    were found before: the way that was fastest, which spares the trial, and the rate. Raises Refused where it cannot be
+    trained; that is read from the journal, too.
     """
     config = _within_budget(context, tag, share)
-    if execution is not None:
-        config = config.model_copy(update=dict(execution))
+    config = config.model_copy(update=dict(found or {}))
     if config.features is None:
         config = config.model_copy(update={"features": borders(context.original, student, replaced)})
     digest = hashlib.sha256(student.proto.SerializeToString(deterministic=True)).hexdigest()

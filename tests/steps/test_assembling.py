@@ -109,7 +109,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         tag: str,
         replaced: object,
         share: Share,
-        execution: object,
+        found: object,
     ) -> Tuned:
         tags.append(tag)
         return Tuned(model, 0.5, (EpochRecord(0, 0.0, 0.5, 0.0, 0.0),))

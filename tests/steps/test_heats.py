@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import nan
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from opadapt.model.graph import Model
 from opadapt.search.config import SearchConfig
 from opadapt.steps import heats
 from opadapt.steps.context import Context
-from opadapt.steps.heats import TOLL, contenders, winner
+from opadapt.steps.heats import RATE, TOLL, contenders, winner
 from opadapt.steps.students import Student
 from opadapt.steps.tuning import WHOLE, Share, Tuned, prepared, weights, with_weights
 from opadapt.train.finetune_config import EpochRecord
@@ -73,7 +74,7 @@ class Heat:
     """Fine-tuning that shifts every weight by its number and ends with a metric, or is refused."""
 
     def __init__(self, *metrics: float | None) -> None:
-        self.metrics, self.tags, self.shares, self.executions = metrics, [], [], []  # type: ignore[var-annotated]
+        self.metrics, self.tags, self.shares, self.found = metrics, [], [], []  # type: ignore[var-annotated]
 
     def __call__(
         self,
@@ -83,11 +84,11 @@ class Heat:
         tag: str,
         replaced: object,
         share: Share,
-        execution: object,
+        found: Mapping[str, object],
     ) -> Tuned:
         self.tags.append(tag)
         self.shares.append(share)
-        self.executions.append(execution)
+        self.found.append(found)
         metric = self.metrics[len(self.tags) - 1]
         if metric is None:
             raise Refused("finetune", f"{tag} diverged")
@@ -111,13 +112,29 @@ def test_the_best_goes_on_with_what_it_has_learned(
     assert chosen is students[best] and heat.shares == [Share(0.05, 0.1)] * len(metrics)
     assert won.share == Share(pytest.approx(0.5 * (1 - 0.1 * len(metrics))), 1.0)  # type: ignore[arg-type]
     # what the first of them found to be fast is not tried out again
-    assert heat.executions[0] is None and won.execution == {"threads": len(metrics)}
+    assert heat.found[0] == {} and won.found == {"threads": len(metrics)}
     if metrics[0] is not None:
-        assert heat.executions[1] == {"threads": 1}
+        assert heat.found[1] == {"threads": 1}
     assert heat.tags == [f"first-heat{n + 1}" for n in range(len(metrics))]
     before = weights(prepared(context, chosen.spliced.model).proto)
     for name, value in weights(start.proto).items():
         np.testing.assert_allclose(value, before[name] + best + 1, atol=1e-6)
+
+
+def test_rates_are_compared_likewise_and_once(make_context, tmp_path, monkeypatch) -> None:
+    """With every selection; a further attempt takes the rate that was found."""
+    context = make_context(write_row(tmp_path / "row.onnx"), search={"heat_share": 0.1, "rates": [0.1, 0.01]})
+    heat = Heat(0.5, 0.6, 0.8, 0.7, 0.3, 0.4)
+    monkeypatch.setattr(heats, "tune", heat)
+    students = made(context, "a", "b")
+    won = winner(context, SimpleNamespace(), students, "first")  # type: ignore[arg-type]
+    assert [found.get(RATE) for found in heat.found] == [0.1, 0.01, 0.1, 0.01]
+    assert won.student is students[1] and won.found == {RATE: 0.1, "threads": 4}
+    assert won.share.settings == pytest.approx(0.6)
+    again = winner(context, SimpleNamespace(), students[:1], "second", found=won.found)  # type: ignore[arg-type]
+    assert len(heat.tags) == 4 and again.found == won.found and again.share == WHOLE
+    alone = winner(context, SimpleNamespace(), students[:1], "third", found={})  # type: ignore[arg-type]
+    assert len(heat.tags) == 6 and alone.found[RATE] == 0.01
 
 
 def test_where_none_can_be_trained_the_reason_is_raised(context: Context, monkeypatch) -> None:
@@ -146,6 +163,8 @@ def test_without_time_the_first_is_taken_and_again_when_resumed(make_context, tm
 
 
 def test_selections_leave_time_for_the_best_of_them() -> None:
-    with pytest.raises(ValueError, match="selections x heat_share is 1:"):
+    with pytest.raises(ValueError, match="selections x rates x heat_share is 1:"):
         SearchConfig(selections=5, heat_share=0.2)
     assert SearchConfig(selections=1, heat_share=0.99).selections == 1
+    with pytest.raises(ValueError, match=r"selections x rates x heat_share is 1\.2:"):
+        SearchConfig(selections=2, rates=(0.1, 0.05, 0.02), heat_share=0.2)

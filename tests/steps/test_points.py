@@ -56,7 +56,7 @@ class Tuning:
         tag: str,
         replaced: object,
         share: Share,
-        execution: object,
+        found: object,
     ) -> Tuned:
         rng = np.random.default_rng(len(self.tags))
         values = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in weights(model.proto).items()}

@@ -90,7 +90,7 @@ def test_what_was_fast_before_is_not_tried_out_again(
     assert found.execution == {
         "threads": 6, "replicas": 3, "layout": "channels_last", "precision": "float32"
     }  # fmt: skip
-    tuned(context, "second", execution=found.execution)
+    tuned(context, "second", found=found.execution)
     assert (asked[1].threads, asked[1].replicas) == (6, 3)
     assert (asked[1].layout, asked[1].precision) == ("channels_last", "float32")
     (way,) = candidates(asked[1].precision, asked[1].threads, asked[1].layout, asked[1].replicas, 64)
