@@ -71,7 +71,9 @@ class Tuning:
         return Verdict(accepted, f"verdict {len(self.tags)}", "agreement", True, 9.0, 8.0, 1.0, 0.0, 2.0, 1.0)
 
 
-def first(context: Context, dataset: object, students: list[Student], tag: str, share: Share) -> Winner:
+def first(
+    context: Context, dataset: object, students: list[Student], tag: str, share: Share, found: object
+) -> Winner:
     """The student that is fine-tuned, and as what."""
     return Winner(students[0], students[0].spliced.model, share)
 
