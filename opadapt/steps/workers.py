@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -134,31 +135,36 @@ def _interrupts_held_back() -> Iterator[None]:
                 signal.raise_signal(signal.SIGINT)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+def _end_when_told(told: Connection) -> None:
+    """A worker whose parent was killed would wait for work for ever; one that is told to end has nothing to finish."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([parent.sentinel, told])
         os._exit(1)
 
 
-def _start() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _start(told: Connection) -> None:
+    threading.Thread(target=_end_when_told, args=(told,), daemon=True).start()
 
 
 class Workers:
-    """A pool of spawned processes, started at first use."""
+    """A pool of spawned processes, started at first use. Left by an error, Ctrl-C included, it ends at once: nobody
+    would take what is in hand."""
 
     def __init__(self, count: int) -> None:
         self.count = count or cores()
         self.chunk = 4 * self.count  # tasks handed over at once: their models are held in memory
         self._pool: ProcessPoolExecutor | None = None
+        self._end: Connection | None = None  # closed, it tells the processes to end
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Future[Any]:
         """Begin a task; to be used, and its result awaited, under ``watched``."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start)
+            told, self._end = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(
+                self.count, mp_context=context, initializer=_start, initargs=(told,)
+            )
         with _interrupts_held_back():  # a worker may be started here
             return self._pool.submit(function, task)
 
@@ -176,6 +182,7 @@ class Workers:
             ) from error
 
     def close(self) -> None:
+        """Wait for what is in hand, and end."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -186,4 +193,6 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self._end is not None:
+            self._end.close()
         self.close()

@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back the first Ctrl-C inside the block; yields a function that says whether one has come.
+    """Hold back the first Ctrl-C until the block ends; yields a function that says whether one has come.
 
     The second Ctrl-C interrupts at once. Outside the main thread, which alone receives signals, nothing
     changes; neither does it where somebody else has replaced Python's own handler.
@@ -35,3 +35,5 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, previous)
+    if pressed.is_set():  # too late for the block to ask
+        raise KeyboardInterrupt

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import pytest
@@ -81,3 +83,19 @@ def test_workers_do_not_see_ctrl_c(pool: Workers, in_main_thread: bool) -> None:
         other.join()
     assert found[0].result(timeout=60) is None
     assert pool.submit(abs, -3).result(timeout=60) == 3
+
+
+def test_after_an_error_nobody_waits_for_the_work_in_hand() -> None:
+    with pytest.raises(KeyboardInterrupt), Workers(1) as pool:
+        pool.submit(abs, -1).result(timeout=60)
+        in_hand = pool.submit(time.sleep, 60)
+        while not in_hand.running():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert isinstance(in_hand.exception(timeout=0), BrokenProcessPool)
+
+
+def test_without_an_error_the_work_in_hand_is_finished() -> None:
+    with Workers(1) as pool:
+        in_hand = pool.submit(abs, -1)
+    assert in_hand.result(timeout=0) == 1

@@ -125,7 +125,8 @@ def test_a_finished_run_returns_at_once(tmp_path):
     assert again.proto.SerializeToString() == first.proto.SerializeToString()
 
 
-def test_interrupt_is_taken_between_steps_and_resumed(tmp_path):
+@pytest.mark.parametrize("last", [False, True])
+def test_interrupt_is_taken_between_steps_and_resumed(tmp_path, last):
     data = labelled()
     folders = [tmp_path / "whole", tmp_path / "parts"]
     for folder in folders:
@@ -136,7 +137,7 @@ def test_interrupt_is_taken_between_steps_and_resumed(tmp_path):
     def press() -> bool:
         nonlocal asked
         asked += 1
-        if asked == 10:
+        if asked == (whole.steps if last else 10):
             os.kill(os.getpid(), signal.SIGINT)
         return False
 
