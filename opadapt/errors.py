@@ -95,3 +95,10 @@ class Refused(OpadaptError):
 
     def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:
         return Refused, (self.stage, self.reason)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without its trace, and without the number and the path that Python puts into an
+    OSError; its kind where it says nothing."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return next((line for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,7 +21,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from opadapt.errors import ConfigError, RunError
+from opadapt.errors import ConfigError, RunError, first_line
 from opadapt.measure.address import parse_device, split_device
 from opadapt.measure.rank import RankConfig
 from opadapt.measure.timing import Timing
@@ -37,6 +38,8 @@ EXPERIMENT_FILE = "experiment.yaml"
 _SIZES = re.compile(r"(N|\d+)([x,](N|\d+))*")
 _TARGET = re.compile(r"(\d+(?:\.\d+)?)\s*(x|us|ms|s)")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 # text that may be a path, with what else it may be
 _PATHS: dict[Location, str] = {
@@ -94,13 +97,19 @@ def _shape(value: object) -> tuple[int | str, ...]:
     """``"1x3x32x32"``, ``"N,3,32,32"`` or a list of sizes."""
     if isinstance(value, str):
         if not _SIZES.fullmatch(value):
-            raise ValueError("a shape is sizes such as 1x3x32x32, with N for a free batch")
+            raise ValueError("a shape is sizes such as 1x3x32x32 or N,3,32,32, with N for a free batch")
         value = [part if part == "N" else int(part) for part in re.split("[x,]", value)]
     if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError("a shape is sizes such as 1x3x32x32, with N for a free batch")
+        raise ValueError("a shape is sizes such as 1x3x32x32 or N,3,32,32, with N for a free batch")
     if not all(d == "N" or (isinstance(d, int) and not isinstance(d, bool) and d > 0) for d in value):
         raise ValueError("sizes of a shape are whole numbers above 0, or N for a free batch")
     return tuple(value)
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("a name is letters, digits, '.', '_' and '-', and begins with a letter or a digit")
+    return value
 
 
 def parse_shape(text: str) -> tuple[int | str, ...]:
@@ -130,7 +139,9 @@ TargetText = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": f"^{_TARGET.pattern}$", "examples": ["2.5x", "12ms"]}),
 ]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Name = Annotated[
+    str, AfterValidator(_name), Field(max_length=100, json_schema_extra={"pattern": f"^{_NAME.pattern}$"})
+]
 
 
 class Experiment(BaseModel):
@@ -280,12 +291,12 @@ def create_run(experiment: Experiment) -> tuple[Experiment, Path]:
                 ) from error
             number += 1
         except OSError as error:
-            raise RunError(f"cannot make the run folder {folder}", found=str(error)) from error
+            raise RunError(f"cannot make the run folder {folder}", found=first_line(error)) from error
     named = experiment.model_copy(update={"name": name})
     try:
         (folder / EXPERIMENT_FILE).write_text(dump(named), encoding="utf-8")
     except OSError as error:
-        raise RunError(f"cannot write into {folder}", found=str(error)) from error
+        raise RunError(f"cannot write into {folder}", found=first_line(error)) from error
     return named, folder
 
 

@@ -20,7 +20,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from opadapt.errors import ConfigError
+from opadapt.errors import ConfigError, first_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -77,7 +77,9 @@ def read_yaml(path: Path) -> Document:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read", expected="a YAML file", found=str(error)) from error
+        raise ConfigError(
+            f"{path}: cannot be read", expected="a YAML file", found=first_line(error)
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text", expected="UTF-8", found=error.reason) from error
     if len(data) > MAX_BYTES:
@@ -114,11 +116,12 @@ def _compose(text: str, name: str) -> Node | None:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise ConfigError(
-            f"{place}: not valid YAML", expected=error.context, found=error.problem or str(error)
+            f"{place}: not valid YAML",
+            found=" ".join(text for text in (error.problem, error.context) if text) or first_line(error),
         ) from error
     except (YAMLError, RecursionError) as error:
         raise ConfigError(
-            f"{name}: not valid YAML", found=str(error).splitlines()[0] if str(error) else "nesting"
+            f"{name}: not valid YAML", found=first_line(error) if str(error) else "nesting"
         ) from error
 
 
@@ -235,7 +238,9 @@ def _problem(model: type[BaseModel], document: Document, details: dict[str, Any]
     found = None if _PRIVATE & set(location) else _shown(details["input"])
     message = str(details["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
-        return ConfigError(f"{document.place(location)}: {dotted}: {message}", found=found)
+        place = document.place(location)
+        named = "" if place.endswith(f"--{dotted}") else f"{dotted}: "
+        return ConfigError(f"{place}: {named}{message}", found=found)
     return ConfigError(
         f"{document.place(location)}: wrong value of '{dotted}'",
         expected=message.removeprefix("Input should be "),

@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper
 
-from opadapt.errors import ModelError, OpadaptError
+from opadapt.errors import ModelError, OpadaptError, first_line
 from opadapt.model import validate
 from opadapt.model.graph import Model, Source
 from opadapt.model.normalise import normalise
@@ -40,7 +40,7 @@ def load(path: str | Path, shapes: Mapping[str, Sequence[int | str]] | None = No
         raise ModelError(
             f"{path}: the file is damaged, or uses ONNX in a way that onnx itself refuses",
             expected=_EXPECTED,
-            found=f"{type(error).__name__}: {validate.first_line(error)}",
+            found=f"{type(error).__name__}: {first_line(error)}",
             do=_EXPORT_AGAIN,
         ) from error
 
@@ -80,9 +80,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     except FileNotFoundError:
         raise refuse("no such file", "nothing", "check the path") from None
     except OSError as error:
-        raise refuse(
-            "cannot be read", error.strerror or str(error), "check the path and permissions"
-        ) from error
+        raise refuse("cannot be read", first_line(error), "check the path and permissions") from error
     if not raw:
         raise refuse("is empty", "0 bytes")
     if raw.startswith(b"version https://git-lfs"):
@@ -115,7 +113,7 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
         raise ModelError(
             f"{path}: tensor '{tensor.name}' is damaged",
             expected=f"data for shape {tuple(tensor.dims)}",
-            found=validate.first_line(error),
+            found=first_line(error),
             do=_EXPORT_AGAIN,
         ) from error
 
@@ -175,7 +173,7 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> None:
             raise ModelError(
                 f"{path}: external data of tensor '{tensor.name}' cannot be read",
                 expected=f"data for shape {tuple(tensor.dims)} in {target}",
-                found=validate.first_line(error),
+                found=first_line(error),
                 do="copy the data file again",
             ) from error
         tensor.data_location = onnx.TensorProto.DEFAULT

@@ -9,8 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import inliner, version_converter
 
-from opadapt.errors import ModelError
-from opadapt.model import validate
+from opadapt.errors import ModelError, first_line
 from opadapt.model.downgrade import downgrade
 from opadapt.model.workbench import set_attribute
 
@@ -38,7 +37,7 @@ def inline(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(
             "the model's functions cannot be inlined",
             expected="model-local functions without recursion",
-            found=validate.first_line(error),
+            found=first_line(error),
             do="export the model without functions",
         ) from error
 
@@ -72,7 +71,7 @@ def _upgrade(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raise ModelError(
             f"the model does not convert from opset {default_opset(proto)} to {opset}",
             expected="operators that onnx.version_converter knows",
-            found=validate.first_line(error),
+            found=first_line(error),
             do=f"export the model again at opset {opset}",
         ) from error
     if old_resize:

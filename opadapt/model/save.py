@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from opadapt.errors import ModelError, RunError
+from opadapt.errors import ModelError, RunError, first_line
 from opadapt.ir.types import BATCH
 from opadapt.model import shapes, validate
 from opadapt.model.graph import Model, drop_dead
@@ -149,6 +149,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise RunError(
             f"{path} cannot be written",
             expected=f"{len(data)} bytes of room and the right to write",
-            found=error.strerror or str(error),
+            found=first_line(error),
             do="free some disk space" if full else "choose another path, or change its permissions",
         ) from error

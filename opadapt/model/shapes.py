@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from opadapt.errors import ModelError
+from opadapt.errors import ModelError, first_line
 from opadapt.ir.types import BATCH, Dim
 from opadapt.model import validate
 from opadapt.model.graph import reads
@@ -63,7 +63,8 @@ def _pin_input(info: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> 
         example = ",".join("64" if i in still_open else str(d) for i, d in enumerate(given))
         what = ", ".join(f"{i} ('{declared[i]}')" for i in still_open)
         raise ModelError(
-            f"input '{info.name}' has an open dimension: {what}",
+            f"input '{info.name}' has "
+            + (f"an open dimension: {what}" if len(still_open) == 1 else f"open dimensions: {what}"),
             expected="a number for every dimension but the batch",
             found=f"{info.name}[{', '.join(map(str, declared))}]",
             do=f"add --shape {info.name}={form} with your numbers, for example --shape {info.name}={example}",
@@ -136,7 +137,7 @@ def infer(proto: onnx.ModelProto, hints: Mapping[str, onnx.ValueInfoProto] | Non
         raise ModelError(
             "the model's shapes contradict each other",
             expected="shapes that onnx.shape_inference accepts",
-            found=validate.first_line(error),
+            found=first_line(error),
             do="check --shape; otherwise export the model again",
         ) from error
     return typed

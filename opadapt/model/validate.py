@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from opadapt.errors import ModelError
+from opadapt.errors import ModelError, first_line
 from opadapt.model.graph import NDArrayAny
 
 Feeds = Mapping[str, NDArrayAny]
@@ -20,11 +20,6 @@ ORT_ERRORS = tuple(
     and issubclass(getattr(ort.capi.onnxruntime_pybind11_state, name), Exception)
 )
 _QUIET = 4  # ONNX Runtime's severity "fatal": refusals reach the user as ModelError, once
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, without its trace; its kind where it says nothing."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def session(proto: onnx.ModelProto, optimise: bool = True) -> ort.InferenceSession:

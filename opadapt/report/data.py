@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from opadapt.errors import RunError
+from opadapt.errors import RunError, first_line
 from opadapt.measure.timing import Estimate, faster
 
 SCHEMA_VERSION = 1
@@ -283,7 +283,7 @@ def write_json(report: Report, path: Path) -> None:
         new.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         new.replace(path)
     except OSError as error:
-        raise RunError(f"cannot write {path}", found=str(error)) from error
+        raise RunError(f"cannot write {path}", found=first_line(error)) from error
 
 
 def read_json(path: Path) -> Report:
@@ -292,7 +292,7 @@ def read_json(path: Path) -> Report:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(
-            f"cannot read {path}", expected="the report of a finished run", found=str(error)
+            f"cannot read {path}", expected="the report of a finished run", found=first_line(error)
         ) from error
     try:
         return Report.model_validate_json(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from opadapt.errors import ConfigError, RunError
+from opadapt.errors import ConfigError, RunError, first_line
 from opadapt.measure.check.checkup import Checkup
 from opadapt.measure.facts import Facts, load_facts
 from opadapt.report.printable import printable
@@ -86,7 +86,7 @@ def write_checkups(checkups: Sequence[Checkup], path: Path) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise RunError(f"cannot write {path}", found=str(error)) from error
+        raise RunError(f"cannot write {path}", found=first_line(error)) from error
 
 
 def _plain(console: Console, text: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from opadapt.errors import RunError
+from opadapt.errors import RunError, first_line
 from opadapt.report import charts, state, wording
 from opadapt.report.data import Report
 
@@ -40,4 +40,4 @@ def write_html(report: Report, path: Path) -> None:
         new.write_text(render_html(report), encoding="utf-8")
         new.replace(path)
     except OSError as error:
-        raise RunError(f"cannot write {path}", found=str(error)) from error
+        raise RunError(f"cannot write {path}", found=first_line(error)) from error

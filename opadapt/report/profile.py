@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from opadapt.errors import RunError
+from opadapt.errors import RunError, first_line
 from opadapt.measure.profile import Profile
 from opadapt.measure.rank import Ranked
 from opadapt.report import wording
@@ -68,4 +68,4 @@ def write_profile(values: dict[str, Any], path: Path) -> None:
     try:
         path.write_text(json.dumps(values, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
     except OSError as error:
-        raise RunError(f"cannot write {path}", found=str(error)) from error
+        raise RunError(f"cannot write {path}", found=first_line(error)) from error

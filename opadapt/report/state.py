@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,14 @@ from opadapt.measure.timing import BlockTimes
 from opadapt.report.data import DeviceState, EnergyFacts, Report
 from opadapt.report.wording import digits, percent, seconds
 
+_LABELS = {
+    "clock_mhz": "clocks in MHz",
+    "firmware_clock_mhz": "clock by the firmware in MHz",
+    "onnxruntime": "onnxruntime on the device",
+    "processes": "processes that timed it",
+    "waited_s": "seconds waited",
+}
+_LONG = re.compile(r"\d+\.\d{4,}")  # more digits than anybody reads
 _JOULES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
 
 
@@ -57,6 +66,18 @@ def joules(value: float) -> str:
     """``0.00123`` -> ``"1.23 mJ"``."""
     size, unit = next(((s, u) for s, u in _JOULES if abs(value) >= s), _JOULES[-1])
     return f"{digits(value / size)} {unit}"
+
+
+def facts(conditions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the device told of itself and its state, as rows of a label and a text; not what it has no answer to."""
+    for key, value in sorted(conditions.items()):
+        moment, _, name = key.rpartition(".")
+        if value in (None, False, "[]", 0.0):
+            continue
+        text = (
+            "yes" if value is True else _LONG.sub(lambda long: digits(float(long[0])), str(value).strip("[]"))
+        )
+        yield f"{_LABELS.get(name, name.replace('_', ' '))} {moment}".rstrip(), text
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -15,6 +15,7 @@ __all__ = [
     "latency",
     "left",
     "percent",
+    "points",
     "relative",
     "score",
     "seconds",
@@ -81,6 +82,11 @@ def speedup(estimate: Estimate) -> str:
 def score(value: float, unit: str) -> str:
     """``"91.73 %"``, ``"2.51 BPM"``, ``"0.93"``."""
     return f"{value:.2f} {unit}".rstrip()
+
+
+def points(value: float, unit: str) -> str:
+    """A difference in the unit of a metric: points of those that are per cent, ``"1.00 points"``, ``"0.50 BPM"``."""
+    return score(value, "points" if unit == "%" else unit)
 
 
 def difference(scores: Scores) -> str:

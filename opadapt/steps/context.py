@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from opadapt.errors import ModelError, Refused, RunError
+from opadapt.errors import ModelError, Refused, RunError, first_line
 from opadapt.experiment import Experiment
 from opadapt.journal import Journal, content_key
 from opadapt.measure.address import split_device
@@ -215,7 +215,7 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
             f"{folder} is in use", found="another opadapt works on it", do="wait for it, or stop it first"
         ) from error
     except OSError as error:
-        raise RunError(f"cannot write {cache}", found=str(error)) from error
+        raise RunError(f"cannot write {cache}", found=first_line(error)) from error
     with (
         lock,
         contextlib.closing(Journal(folder)) as journal,

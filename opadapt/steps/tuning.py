@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from opadapt.errors import Refused, RunError
+from opadapt.errors import Refused, RunError, first_line
 from opadapt.journal import content_key
 from opadapt.measure.lock import measuring_lock
 from opadapt.model.graph import Model
@@ -131,7 +131,7 @@ def tune(
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"cannot write {folder}", found=str(error)) from error
+            raise RunError(f"cannot write {folder}", found=first_line(error)) from error
         context.journal.start("finetune", key)
         began = time.monotonic()
         try:

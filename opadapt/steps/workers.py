@@ -24,9 +24,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from opadapt.errors import DataError, ModelError, Refused, RunError
+from opadapt.errors import DataError, ModelError, Refused, RunError, first_line
 from opadapt.measure.lock import measuring_lock
-from opadapt.model import validate
 from opadapt.train.damage import OutputKind, total_damage
 from opadapt.train.distil import DistilConfig, distil
 from opadapt.train.evaluate import run_batched
@@ -71,7 +70,7 @@ def _stored(path: Path) -> NDArray[Any]:
     except (OSError, ValueError) as error:
         raise RunError(
             f"cannot read what was recorded in {path}",
-            found=validate.first_line(error),
+            found=first_line(error),
             do="`opadapt resume` the run: it is recorded again where it is missing",
         ) from error
     return found

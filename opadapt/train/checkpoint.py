@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from opadapt.errors import RunError
+from opadapt.errors import RunError, first_line
 
 FORMAT = 3
 
@@ -23,7 +23,9 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise RunError(f"cannot write {path}", found=str(error), do="free space on the disk") from error
+        raise RunError(
+            f"cannot write {path}", found=first_line(error), do="free space on the disk"
+        ) from error
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -36,7 +38,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise RunError(f"cannot write {path}", found=str(error), do="free space on the disk") from error
+        raise RunError(
+            f"cannot write {path}", found=first_line(error), do="free space on the disk"
+        ) from error
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -48,7 +52,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise RunError(
             f"cannot read the checkpoint {path}",
-            found=str(error).partition("\n")[0],
+            found=first_line(error),
             do="delete it to start again",
         ) from error
     found = (state.get("format"), state.get("fingerprint"))

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from opadapt.errors import DataError, Refused
-from opadapt.model.validate import first_line
+from opadapt.errors import DataError, Refused, first_line
 from opadapt.torchgraph import build, parameter_names, write_back
 from opadapt.train.memory import out_of_memory, ran_out
 from opadapt.train.speed import settings_put_back

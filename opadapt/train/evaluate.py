@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from opadapt.errors import DataError, ModelError
+from opadapt.errors import DataError, ModelError, first_line
 from opadapt.train.data import Split
 from opadapt.train.memory import out_of_memory, ran_out
 from opadapt.train.preprocess import Preprocess
@@ -34,7 +34,7 @@ def open_session(proto: onnx.ModelProto, threads: int) -> ort.InferenceSession:
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
         if ran_out(error):
             raise out_of_memory(error) from error
-        raise ModelError("ONNX Runtime cannot load the model", found=str(error)) from error
+        raise ModelError("ONNX Runtime cannot load the model", found=first_line(error)) from error
 
 
 def run_session(
@@ -47,7 +47,7 @@ def run_session(
     except Exception as error:  # as above
         if ran_out(error):
             raise out_of_memory(error) from error
-        raise DataError("ONNX Runtime cannot run the model on the data", found=str(error)) from error
+        raise DataError("ONNX Runtime cannot run the model on the data", found=first_line(error)) from error
     return found
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from opadapt.errors import RunError
-from opadapt.model.validate import first_line
+from opadapt.errors import RunError, first_line
 
 # torch: "DefaultCPUAllocator: can't allocate memory", "CUDA out of memory"; ONNX Runtime: "Failed to allocate memory
 # for requested buffer", "bad allocation"; both: "std::bad_alloc"

@@ -143,12 +143,28 @@ def _classes(outputs: Array) -> int:
     return int(outputs.shape[1])
 
 
+def _classified(outputs: Array, target: Array) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Scores, class numbers and how many classes there are. Raises DataError for labels that are values."""
+    classes = _classes(outputs)
+    if target.ndim != 1 or target.dtype.kind not in "iu":
+        broken = target[target != np.rint(target)] if target.ndim == 1 else target[:0]
+        raise DataError(
+            "the metric needs class numbers as labels",
+            expected="one integer per sample",
+            found=f"{target.dtype} {'x'.join(map(str, target.shape))}"
+            + (f", such as {broken[0]:g}" if len(broken) else ""),
+            do="correct the labels (data.label_kind: classes, where they are whole numbers in another type), "
+            "or choose mae, mse, deviation or an entry point in metric.name",
+        )
+    x, y = _tensors(outputs, target)
+    return x, y, classes
+
+
 def _accuracy(k: int) -> Score:
     def score(outputs: Array, target: Array) -> Any:
-        classes = _classes(outputs)
+        x, y, classes = _classified(outputs, target)
         if k > classes:
             raise ConfigError("metric.k is too large", expected=f"at most {classes}", found=str(k))
-        x, y = _tensors(outputs, target)
         return multiclass_accuracy(x, y, num_classes=classes, top_k=k, average="micro")
 
     return score
@@ -165,8 +181,8 @@ def _in_top(k: int) -> Callable[[Array, Array], NDArray[np.float64]]:
 
 
 def _f1(outputs: Array, target: Array) -> Any:
-    x, y = _tensors(outputs, target)
-    return multiclass_f1_score(x, y, num_classes=_classes(outputs), average="macro")
+    x, y, classes = _classified(outputs, target)
+    return multiclass_f1_score(x, y, num_classes=classes, average="macro")
 
 
 def _error(

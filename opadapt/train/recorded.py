@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opadapt.errors import RunError
+from opadapt.errors import RunError, first_line
 from opadapt.train.batches import Batch
 
 RECORD = "teacher.f32"
@@ -50,7 +50,9 @@ class Recorded:
                 _fill(path, size)
             self.values = np.memmap(path, np.float32, "r+", shape=form)
         except OSError as error:
-            raise RunError(f"cannot write {path}", found=str(error), do="free space on the disk") from error
+            raise RunError(
+                f"cannot write {path}", found=first_line(error), do="free space on the disk"
+            ) from error
 
     def teach(self, teacher: Teach, batch: Batch, runs: bool) -> list[Tensor]:
         """What the teacher gives for a batch: all of it while it ``runs``, afterwards its outputs as recorded. It is

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from opadapt.errors import DataError
+from opadapt.errors import DataError, first_line
 from opadapt.train.entry import load_entry_point
 
 Part = Literal["all", "train", "validation", "test"]
@@ -69,7 +69,9 @@ def from_npz(path: Path) -> Source:
             return from_mapping({key: stored[key] for key in stored.files}, str(path))
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(
-            f"cannot read {path}", expected="an .npz of plain arrays (no Python objects)", found=str(error)
+            f"cannot read {path}",
+            expected="an .npz of plain arrays (no Python objects)",
+            found=_why_not(error),
         ) from error
 
 
@@ -81,11 +83,21 @@ def from_npy(x: Path, y: Path | None) -> Source:
     return Source({"all": arrays}, (), str(x))
 
 
+def _why_not(error: Exception) -> str:
+    """Numpy takes any file that it does not know for a pickle, and says how to load that; opadapt never does."""
+    if isinstance(error, ValueError) and "pickle" in str(error):
+        objects = str(error).startswith("Object arrays")
+        return "an array of Python objects" if objects else "another kind of file"
+    return first_line(error)
+
+
 def _npy(path: Path) -> NDArray[Any]:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot read {path}", expected="a .npy array", found=str(error)) from error
+        raise DataError(
+            f"cannot read {path}", expected="a .npy array of numbers", found=_why_not(error)
+        ) from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} is no .npy array", expected="one array", found=type(array).__name__)
     return array
@@ -135,7 +147,7 @@ def _folders(folder: Path) -> list[Path]:
     try:
         return sorted(c for c in folder.iterdir() if c.is_dir() and not c.name.startswith("."))
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder}", found=str(error)) from error
+        raise DataError(f"cannot read the folder {folder}", found=first_line(error)) from error
 
 
 def _read_part(root: Path, names: tuple[str, ...], channels: int, size: tuple[int, int] | None) -> Arrays:
@@ -177,6 +189,6 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None) -> NDArr
         raise DataError(
             f"cannot read the image {path}",
             expected="a readable image",
-            found=str(error),
+            found=first_line(error),
             do="replace or remove the file",
         ) from error

@@ -94,3 +94,24 @@ def test_reports_from_before_are_still_read(tmp_path: Path, sample: Report) -> N
     path.write_text(json.dumps(old))
     found = read_json(path)
     assert found.energy is None and found.device.state is None and found.latency == sample.latency
+
+
+def test_facts_are_told_in_words_and_only_what_is_known() -> None:
+    conditions: dict[str, Any] = {
+        "cpu": "AMD EPYC",
+        "threads": 1,
+        "before.clock_mhz": "[600, 1500]",
+        "after.clock_mhz": "[]",
+        "after.load_average": "[1.4892578125, 0.0]",
+        "after.governor": None,
+        "too_hot": False,
+        "throttling_watched": True,
+        "waited_s": 0.0,
+    }
+    assert dict(state.facts(conditions)) == {
+        "cpu": "AMD EPYC",
+        "threads": "1",
+        "clocks in MHz before": "600, 1500",
+        "load average after": "1.49, 0.0",
+        "throttling watched": "yes",
+    }

@@ -193,6 +193,12 @@ def _seen(page: str) -> set[str]:
     return tags.seen
 
 
+def test_page_names_points_where_points_are_meant(sample: Report) -> None:
+    page = render_html(sample)
+    assert sample.accuracy is not None and sample.accuracy.unit == "%"
+    assert f"Tolerance: {sample.accuracy.tolerance:.2f} points" in page
+
+
 def test_page_escapes_every_name_and_needs_nothing_else(sample: Report) -> None:
     page = render_html(sample)
     tags = _Tags()

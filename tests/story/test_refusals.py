@@ -63,6 +63,11 @@ def test_metric_that_needs_labels(tmp_path: Path) -> None:
     assert "labels" in run_with(tmp_path, x=X)
 
 
+def test_fractions_as_class_labels(tmp_path: Path) -> None:
+    message = run_with(tmp_path, x=X, y=Y + 0.5)
+    assert "class numbers" in message and "label_kind" in message
+
+
 def test_unsupported_operator(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Frobnicate", ["x"], ["y"], name="f", domain="com.example")],

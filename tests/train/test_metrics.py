@@ -79,6 +79,18 @@ def test_outputs_that_do_not_fit_are_refused():
         make_metric(MetricConfig(name="topk", k=6))(SCORES, LABELS)
 
 
+@pytest.mark.parametrize("name", ["top1", "topk", "f1"])
+@pytest.mark.parametrize(
+    "labels",
+    [LABELS + 0.5, LABELS.astype(np.float32), np.eye(5)[LABELS]],
+    ids=["fractions", "floats", "one hot"],
+)
+def test_labels_that_are_no_class_numbers_are_refused(name, labels):
+    with pytest.raises(DataError, match="class numbers") as refused:
+        make_metric(MetricConfig(name=name, k=2))(SCORES, labels)
+    assert "label_kind" in str(refused.value)
+
+
 def test_entry_points(tmp_path, monkeypatch):
     code = (
         "import numpy as np\n"
