@@ -26,7 +26,7 @@ from opadapt.measure.timing import Timing
 from opadapt.model.graph import Model
 from opadapt.model.load import load
 from opadapt.model.save import write_atomic
-from opadapt.report.progress import Progress
+from opadapt.report.progress import Progress, duration
 from opadapt.search.space import Space, load_space
 from opadapt.steps.earlier import borrow
 from opadapt.steps.workers import Workers
@@ -222,6 +222,9 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1, experiment.host) as device,
     ):
+        if known := sum(finished for finished, _, _ in journal.counts().values()):
+            spent = duration(journal.spent_s())
+            progress.note(f"going on after {spent}: {known} finished results are taken from the journal")
         contents = _contents(original, dataset)
         journal.fix("experiment", content_key(settings_of(experiment), contents))
         journal.fix("search space", space.digest)
