@@ -39,7 +39,6 @@ _SIZES = re.compile(r"(N|\d+)([x,](N|\d+))*")
 _TARGET = re.compile(r"(\d+(?:\.\d+)?)\s*(x|us|ms|s)")
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 # text that may be a path, with what else it may be
 _PATHS: dict[Location, str] = {
@@ -140,7 +139,7 @@ TargetText = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{_TARGET.pattern}$", "examples": ["2.5x", "12ms"]}),
 ]
 Name = Annotated[
-    str, AfterValidator(_name), Field(max_length=100, json_schema_extra={"pattern": f"^{_NAME.pattern}$"})
+    str, Field(max_length=100, json_schema_extra={"pattern": f"^{_NAME.pattern}$"}), AfterValidator(_name)
 ]
 
 

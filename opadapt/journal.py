@@ -170,10 +170,11 @@ class Journal:
 
     def counts(self) -> dict[str, tuple[int, int, float]]:
         """Per stage: trials finished, trials begun, seconds spent in finished ones."""
-        rows = self._db.execute(
-            "SELECT stage, COUNT(*), SUM(seconds) FROM trial GROUP BY stage ORDER BY MIN(finished_at)"
-        ).fetchall()
-        begun = dict(self._db.execute("SELECT stage, COUNT(*) FROM attempt GROUP BY stage").fetchall())
+        with _storage("read"):
+            rows = self._db.execute(
+                "SELECT stage, COUNT(*), SUM(seconds) FROM trial GROUP BY stage ORDER BY MIN(finished_at)"
+            ).fetchall()
+            begun = dict(self._db.execute("SELECT stage, COUNT(*) FROM attempt GROUP BY stage").fetchall())
         return {stage: (n, begun.get(stage, n), seconds) for stage, n, seconds in rows}
 
     def attempts(self, stage: str) -> int:

@@ -15,8 +15,10 @@ _LABELS = {
     "firmware_clock_mhz": "clock by the firmware in MHz",
     "onnxruntime": "onnxruntime on the device",
     "processes": "processes that timed it",
+    "temperature_c": "°C of",
     "waited_s": "seconds waited",
 }
+_MOMENTS = ("before", "after")
 _LONG = re.compile(r"\d+\.\d{4,}")  # more digits than anybody reads
 _JOULES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
 
@@ -71,13 +73,24 @@ def joules(value: float) -> str:
 def facts(conditions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What the device told of itself and its state, as rows of a label and a text; not what it has no answer to."""
     for key, value in sorted(conditions.items()):
-        moment, _, name = key.rpartition(".")
-        if value in (None, False, "[]", 0.0):
+        moment, _, name = key.partition(".")
+        if moment not in _MOMENTS:
+            moment, name = "", key
+        if value is None or value == "[]" or name.startswith("energy."):  # which has lines of its own
             continue
-        text = (
-            "yes" if value is True else _LONG.sub(lambda long: digits(float(long[0])), str(value).strip("[]"))
-        )
-        yield f"{_LABELS.get(name, name.replace('_', ' '))} {moment}".rstrip(), text
+        kind, _, source = name.partition(".")
+        label = " ".join(filter(None, (_LABELS.get(kind, kind.replace("_", " ")), source, moment)))
+        yield label, _text(value)
+
+
+def _text(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return digits(value)
+    if isinstance(value, str) and value.startswith("["):  # a list of numbers
+        return _LONG.sub(lambda long: digits(float(long[0])), value.strip("[]"))
+    return str(value)
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -215,19 +215,19 @@ def open_context(experiment: Experiment, folder: Path, progress: Progress) -> It
             f"{folder} is in use", found="another opadapt works on it", do="wait for it, or stop it first"
         ) from error
     except OSError as error:
-        raise RunError(f"cannot write {cache}", found=first_line(error)) from error
+        raise RunError(f"cannot write into {folder}", found=first_line(error)) from error
     with (
         lock,
         contextlib.closing(Journal(folder)) as journal,
         Workers(experiment.search.workers) as workers,
         open_device(experiment.device, experiment.timing.threads or 1, experiment.host) as device,
     ):
-        if known := sum(finished for finished, _, _ in journal.counts().values()):
-            spent = duration(journal.spent_s())
-            progress.note(f"going on after {spent}: {known} finished results are taken from the journal")
         contents = _contents(original, dataset)
         journal.fix("experiment", content_key(settings_of(experiment), contents))
         journal.fix("search space", space.digest)
+        if known := sum(finished for finished, _, _ in journal.counts().values()):
+            results = "1 result" if known == 1 else f"{known} results"
+            progress.note(f"going on after {duration(journal.spent_s())}, with {results} in the journal")
         assert original.source.original is not None
         write_atomic(folder / "original.onnx", original.source.original.SerializeToString())
         # samples of other versions are never mixed: a run resumed on other software measures again

@@ -134,16 +134,32 @@ def _interrupts_held_back() -> Iterator[None]:
                 signal.raise_signal(signal.SIGINT)
 
 
+_BETWEEN_TASKS = threading.Lock()  # in a worker: held but while it works on a task
+
+
 def _end_when_told(told: Connection) -> None:
-    """A worker whose parent was killed would wait for work for ever; one that is told to end has nothing to finish."""
+    """A worker whose parent was killed would wait for work for ever; one that is told to end leaves its task as it is.
+    It is not ended while it hands over a result: the parent would wait for the rest of it for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel, told])
+        while not multiprocessing.connection.wait([parent.sentinel], timeout=0):
+            if _BETWEEN_TASKS.acquire(timeout=0.1):
+                break
         os._exit(1)
 
 
 def _start(told: Connection) -> None:
+    _BETWEEN_TASKS.acquire()
     threading.Thread(target=_end_when_told, args=(told,), daemon=True).start()
+
+
+def _work(function: Callable[[Any], Any], task: Any) -> Any:
+    _BETWEEN_TASKS.release()
+    try:
+        return function(task)
+    finally:
+        _BETWEEN_TASKS.acquire()
 
 
 class Workers:
@@ -165,7 +181,7 @@ class Workers:
                 self.count, mp_context=context, initializer=_start, initargs=(told,)
             )
         with _interrupts_held_back():  # a worker may be started here
-            return self._pool.submit(function, task)
+            return self._pool.submit(_work, function, task)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -192,6 +208,10 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._end is not None:
-            self._end.close()
-        self.close()
+        if kind is None or self._pool is None or self._end is None:
+            self.close()
+            return
+        self._pool.shutdown(
+            wait=False, cancel_futures=True
+        )  # said first: no worker that ends now breaks the pool
+        self._end.close()

@@ -30,12 +30,21 @@ def check_finite(array: NDArray[Any], where: str) -> None:
             )
 
 
+def class_column(labels: NDArray[Any], output: Port) -> NDArray[Any]:
+    """Integers of shape [N, 1], as Keras keeps class numbers, as [N] for a model that returns a vector."""
+    column = labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iub"
+    return labels[:, 0] if column and _is_vector(output) else labels
+
+
+def _is_vector(output: Port) -> bool:
+    return len(output.shape) == 1 and output.shape[0] is not None and output.shape[0] > 1
+
+
 def label_kind(labels: NDArray[Any], output: Port, wanted: Literal["auto", "classes", "values"]) -> LabelKind:
     """Whether labels are class numbers: whole numbers, one a sample, for a model that returns a vector."""
     if wanted != "auto":
         return wanted
-    vector = len(output.shape) == 1 and output.shape[0] is not None and output.shape[0] > 1
-    return "classes" if vector and labels.ndim == 1 and labels.dtype.kind in "uib" else "values"
+    return "classes" if _is_vector(output) and labels.ndim == 1 and labels.dtype.kind in "uib" else "values"
 
 
 def check_labels(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from opadapt.errors import DataError
 from opadapt.model.graph import Model
 from opadapt.train import splitting
-from opadapt.train.check import check_finite, check_labels, label_kind
+from opadapt.train.check import check_finite, check_labels, class_column, label_kind
 from opadapt.train.entry import is_entry_point
 from opadapt.train.preprocess import AugmentConfig, Preprocess, PreprocessConfig, resolve
 from opadapt.train.signature import Port, inputs_of, output_of
@@ -127,6 +127,7 @@ def load_data(config: DataConfig, model: Model, base: Path | None = None) -> Dat
         inputs = {name: _input(arrays, config, name, ports, where) for name in ports}
         labels = _labels(arrays, config, where)
         if labels is not None:
+            labels = class_column(labels, output)
             kind = label_kind(labels, output, config.label_kind)
             labels = check_labels(labels, kind, output, where, len(source.class_names))
         splits[part] = Split(inputs, labels, _group(arrays, config, where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,18 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from opadapt.errors import DataError, ModelError, first_line
+from opadapt.errors import DataError, ModelError
 from opadapt.train.data import Split
 from opadapt.train.memory import out_of_memory, ran_out
 from opadapt.train.preprocess import Preprocess
 from opadapt.train.signature import inputs_of, output_of
 
 Arrays = dict[str, NDArray[Any]]
+
+
+def _told(error: Exception) -> str:
+    """What ONNX Runtime says, in one line: it names the indices that do not fit in lines of their own."""
+    return shorten(str(error), 300, placeholder=" ...")
 
 
 def open_session(proto: onnx.ModelProto, threads: int) -> ort.InferenceSession:
@@ -34,7 +40,7 @@ def open_session(proto: onnx.ModelProto, threads: int) -> ort.InferenceSession:
     except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
         if ran_out(error):
             raise out_of_memory(error) from error
-        raise ModelError("ONNX Runtime cannot load the model", found=first_line(error)) from error
+        raise ModelError("ONNX Runtime cannot load the model", found=_told(error)) from error
 
 
 def run_session(
@@ -47,7 +53,10 @@ def run_session(
     except Exception as error:  # as above
         if ran_out(error):
             raise out_of_memory(error) from error
-        raise DataError("ONNX Runtime cannot run the model on the data", found=first_line(error)) from error
+        raise DataError(
+            "ONNX Runtime cannot run the model on the data",
+            found=_told(error),
+        ) from error
     return found
 
 

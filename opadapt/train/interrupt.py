@@ -31,9 +31,14 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         pressed.set()
 
     signal.signal(signal.SIGINT, handler)
+    failed: Exception | None = None
     try:
         yield pressed.is_set
+    except Exception as error:
+        failed = error
     finally:
         signal.signal(signal.SIGINT, previous)
     if pressed.is_set():  # too late for the block to ask
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt from failed
+    if failed is not None:
+        raise failed

@@ -147,17 +147,22 @@ def _classified(outputs: Array, target: Array) -> tuple[torch.Tensor, torch.Tens
     """Scores, class numbers and how many classes there are. Raises DataError for labels that are values."""
     classes = _classes(outputs)
     if target.ndim != 1 or target.dtype.kind not in "iu":
-        broken = target[target != np.rint(target)] if target.ndim == 1 else target[:0]
         raise DataError(
             "the metric needs class numbers as labels",
             expected="one integer per sample",
-            found=f"{target.dtype} {'x'.join(map(str, target.shape))}"
-            + (f", such as {broken[0]:g}" if len(broken) else ""),
-            do="correct the labels (data.label_kind: classes, where they are whole numbers in another type), "
-            "or choose mae, mse, deviation or an entry point in metric.name",
+            found=f"{target.dtype} [{', '.join(('samples', *map(str, target.shape[1:])))}]",
+            do=_remedy(target),
         )
     x, y = _tensors(outputs, target)
     return x, y, classes
+
+
+def _remedy(labels: Array) -> str:
+    """What to do with labels that are no class numbers."""
+    if labels.ndim == 1 and np.array_equal(labels, np.rint(labels)):
+        return "set data.label_kind: classes, if these whole numbers are classes"
+    other = "for other labels choose mae, mse, deviation or an entry point in metric.name"
+    return other if labels.ndim == 1 else f"give one class number per sample; {other}"
 
 
 def _accuracy(k: int) -> Score:

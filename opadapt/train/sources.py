@@ -87,7 +87,7 @@ def _why_not(error: Exception) -> str:
     """Numpy takes any file that it does not know for a pickle, and says how to load that; opadapt never does."""
     if isinstance(error, ValueError) and "pickle" in str(error):
         objects = str(error).startswith("Object arrays")
-        return "an array of Python objects" if objects else "another kind of file"
+        return "an array of Python objects" if objects else "not a numpy file, or one of Python objects"
     return first_line(error)
 
 

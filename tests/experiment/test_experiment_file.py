@@ -96,6 +96,7 @@ def test_what_is_written_out_is_read_back_equal(folder: Path) -> None:
         ("model: m\ntarget: 0ms", ["a.yaml:2:9:", "more than 0"]),
         ("model: m\nshapes: {x: 1x}", ["a.yaml:2:13:", "1x3x32x32"]),
         ("model: m\nshapes: {x: [1, 0]}", ["a.yaml:2:13:", "whole numbers above 0"]),
+        ("model: m\nname: " + 101 * "x", ["a.yaml:2:7:", "'name'", "at most 100 characters"]),
         ("model: m\nname: ../x", ["a.yaml:2:7:", "name: ", "letters", '"../x"']),
         ("model: m\ndata: {}", ["a.yaml:2:7:", "either path or x"]),
         ("model: m\nserach: {}", ["a.yaml:2:1: unknown key 'serach'", "did you mean 'search'?"]),
@@ -171,6 +172,8 @@ def test_schema_is_valid_and_takes_what_is_written(folder: Path) -> None:
         validator.validate(parse_yaml(shipped("configs", name).read_text(), name).values)
     assert not validator.is_valid({"model": "m", "serach": {}})
     assert not validator.is_valid({"model": "m", "target": "fast"})
+    assert not validator.is_valid({"model": "m", "name": "../x"})
+    assert not validator.is_valid({"model": "m", "name": "x" * 101})
     undescribed = [key for key, value in found["properties"].items() if "description" not in value]
     assert not undescribed
 

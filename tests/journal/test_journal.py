@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from opadapt.errors import RunError
-from opadapt.journal import Journal, content_key
+from opadapt.journal import JOURNAL_FILE, Journal, content_key
 
 
 def test_once_computes_once(tmp_path: Path) -> None:
@@ -79,6 +80,14 @@ def test_arrays_by_content(tmp_path: Path) -> None:
 def test_missing_arrays_are_a_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="weights"):
         Journal(tmp_path).load_arrays("0" * 32)
+
+
+def test_a_damaged_journal_is_a_run_error(tmp_path: Path) -> None:
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        with contextlib.closing(sqlite3.connect(tmp_path / JOURNAL_FILE)) as other:
+            other.execute("DROP TABLE trial")
+        with pytest.raises(RunError, match="cannot read the run folder"):
+            journal.counts()
 
 
 def test_damaged_arrays_are_a_run_error(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ def test_facts_are_told_in_words_and_only_what_is_known() -> None:
         "too_hot": False,
         "throttling_watched": True,
         "waited_s": 0.0,
+        "before.temperature_c.thermal_zone0:cpu-thermal": 61.234567,
+        "energy.seconds": 3.5,
+        "board_software": "1.20240529",
     }
     assert dict(state.facts(conditions)) == {
         "cpu": "AMD EPYC",
@@ -114,4 +117,8 @@ def test_facts_are_told_in_words_and_only_what_is_known() -> None:
         "clocks in MHz before": "600, 1500",
         "load average after": "1.49, 0.0",
         "throttling watched": "yes",
+        "too hot": "no",
+        "seconds waited": "0",
+        "°C of thermal_zone0:cpu-thermal before": "61.2",
+        "board software": "1.20240529",
     }

@@ -52,7 +52,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert read_json(folder / "report.json").verdict.adapted
-    assert f"{sum(finished.values())} finished results are taken from the journal" in errors
+    assert f", with {sum(finished.values())} results in the journal" in errors
     counts = Journal(folder).counts()
     assert all(counts[stage][0] >= n for stage, n in finished.items())
 

@@ -63,3 +63,23 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     while any(alive(p) for p in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(alive(p) for p in pids)
+
+
+def test_a_worker_is_not_ended_while_it_hands_over_its_result(tmp_path: Path) -> None:
+    """The parent would wait for the rest of it for ever, Ctrl-C or not."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys, time; from opadapt.steps.workers import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    with Workers(2) as workers:\n"
+        "        workers.submit(abs, -1).result(timeout=60)\n"
+        "        begun = [workers.submit(bytes, 400_000_000) for _ in range(4)]\n"
+        "        while not begun[0].running(): time.sleep(0.01)\n"
+        "        time.sleep(float(sys.argv[1]))\n"
+        "        raise KeyboardInterrupt\n"
+    )
+    for delay in ("0.2", "0.5"):
+        parent = subprocess.run(
+            [sys.executable, str(script), delay], timeout=120, capture_output=True, text=True
+        )
+        assert parent.stderr.count("Traceback") == 1 and "KeyboardInterrupt" in parent.stderr, parent.stderr

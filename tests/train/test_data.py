@@ -104,6 +104,13 @@ def test_npy_files(tmp_path, model):
     assert data.train.labels.dtype == np.int64
 
 
+def test_class_numbers_in_a_column(tmp_path, model):
+    np.savez(tmp_path / "keras.npz", x=IMAGES, y=LABELS[:, None])
+    data = load_data(DataConfig(path="keras.npz"), model, tmp_path)
+    assert data.label_kind == "classes"
+    assert data.train.labels.shape == (len(data.train),)
+
+
 def test_entry_point_in_a_file_with_several_inputs(tmp_path):
     code = (
         "import numpy as np\n"

@@ -193,6 +193,26 @@ def test_a_diverging_rate_is_cut(tmp_path):
         finetune(classifier(1), classifier(0), labelled(), config, tmp_path)
 
 
+def test_ctrl_c_in_the_step_that_is_refused_is_not_lost(tmp_path):
+    config = FAST.model_copy(update={"learning_rate": 1e18, "gradient_norm": None})
+    asked, last = 0, -1
+
+    def press() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == last:
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    for name in ("counted", "pressed"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(Refused):
+        finetune(classifier(1), classifier(0), labelled(), config, tmp_path / "counted", None, press)
+    asked, last = 0, asked
+    with pytest.raises(KeyboardInterrupt):
+        finetune(classifier(1), classifier(0), labelled(), config, tmp_path / "pressed", None, press)
+
+
 def test_features_are_compared(tmp_path):
     config = FAST.model_copy(update={"features": ("r",), "teacher_weight": 0.0, "label_weight": 0.0})
     result = finetune(classifier(1), classifier(0), labelled(), config, tmp_path)

@@ -81,14 +81,17 @@ def test_outputs_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("name", ["top1", "topk", "f1"])
 @pytest.mark.parametrize(
-    "labels",
-    [LABELS + 0.5, LABELS.astype(np.float32), np.eye(5)[LABELS]],
-    ids=["fractions", "floats", "one hot"],
+    ("labels", "remedy"),
+    [
+        (LABELS + 0.5, "mae"),
+        (LABELS.astype(np.float32), "label_kind: classes"),
+        (np.eye(5)[LABELS], "one class number per sample"),
+    ],
 )
-def test_labels_that_are_no_class_numbers_are_refused(name, labels):
+def test_labels_that_are_no_class_numbers_are_refused(name, labels, remedy):
     with pytest.raises(DataError, match="class numbers") as refused:
         make_metric(MetricConfig(name=name, k=2))(SCORES, labels)
-    assert "label_kind" in str(refused.value)
+    assert remedy in str(refused.value)
 
 
 def test_entry_points(tmp_path, monkeypatch):
