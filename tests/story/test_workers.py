@@ -71,14 +71,14 @@ def test_a_worker_is_not_ended_while_it_hands_over_its_result(tmp_path: Path) ->
     script.write_text(
         "import sys, time; from opadapt.steps.workers import Workers\n"
         "if __name__ == '__main__':\n"
-        "    with Workers(2) as workers:\n"
+        "    with Workers(1) as workers:\n"
         "        workers.submit(abs, -1).result(timeout=60)\n"
         "        begun = [workers.submit(bytes, 400_000_000) for _ in range(4)]\n"
         "        while not begun[0].running(): time.sleep(0.01)\n"
         "        time.sleep(float(sys.argv[1]))\n"
         "        raise KeyboardInterrupt\n"
     )
-    for delay in ("0.2", "0.5"):
+    for delay in ("0.6", "0.8", "1.0"):
         parent = subprocess.run(
             [sys.executable, str(script), delay], timeout=120, capture_output=True, text=True
         )
