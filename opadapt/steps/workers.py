@@ -211,7 +211,6 @@ class Workers:
         if kind is None or self._pool is None or self._end is None:
             self.close()
             return
-        self._pool.shutdown(
-            wait=False, cancel_futures=True
-        )  # said first: no worker that ends now breaks the pool
+        # said first: no worker that ends now breaks the pool
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._end.close()
