@@ -17,7 +17,8 @@ from opadapt.ir.spec import Array
 class Candidate:
     """A program with one binding per member of the group it is for.
 
-    ``origin`` says in words how it was made ("seed", "rule separable", "mutation kernel", "crossover").
+    ``origin`` says in words how it was made, ``by`` which way of variation made it of its parents ("rule separable",
+    "mutation kernel", "crossover"; empty for a seed).
     ``samples``: some recorded values [rows, ...] of the program's inputs for each member, from which new weights may
     be computed; empty where there are none.
     """
@@ -26,6 +27,7 @@ class Candidate:
     bindings: tuple[Binding, ...]
     origin: str
     samples: tuple[tuple[Array, ...], ...] = ()
+    by: str = ""
 
     @property
     def digest(self) -> str:

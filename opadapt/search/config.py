@@ -43,6 +43,11 @@ class SearchConfig(BaseModel):
     rewrite: float = Field(
         0.5, ge=0, le=1, description="probability that a mutation is a rule, not a point mutation"
     )
+    adaptive: bool = Field(
+        True,
+        description="try those rules, mutations and crossovers more often that have improved the front of a group's "
+        "search; false: each as often as crossover and rewrite say",
+    )
     max_instructions: int = Field(
         96, ge=8, description="longest program allowed, or half of this more than the original has"
     )

@@ -20,9 +20,10 @@ from opadapt.errors import ProgramError, Refused
 from opadapt.ir.cost import count_params
 from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
+from opadapt.search.credit import Credit
 from opadapt.search.edit import DoesNotApply
 from opadapt.search.space import Space
-from opadapt.search.vary import mutate, seeds, vary
+from opadapt.search.vary import mutate, seeds, vary, ways
 
 CHAIN = 4  # mutations of a candidate of the random search, at most
 
@@ -102,6 +103,7 @@ class Evolution:
         self.seen: set[str] = {original.digest}
         self.refusals: Counter[tuple[str, str]] = Counter()
         self.generation = 0
+        self.credit = Credit(ways(space, config))
         self._asked: list[Candidate] | None = None
 
     @property
@@ -122,12 +124,14 @@ class Evolution:
         """The results of what ``ask`` gave, in its order. Raises RuntimeError out of order."""
         if self._asked is None or len(results) != len(self._asked):
             raise RuntimeError("tell: one result per candidate asked for, once")
-        found = [
-            Individual(candidate, result)
-            for candidate, result in zip(self._asked, results, strict=True)
-            if not isinstance(result, Refused)
-        ]
-        self.archive.extend(found)
+        found = []
+        for candidate, result in zip(self._asked, results, strict=True):
+            improved = not isinstance(result, Refused) and self._improves(result)
+            if self.config.adaptive and candidate.by:
+                self.credit.record(candidate.by, improved)
+            if not isinstance(result, Refused):
+                found.append(Individual(candidate, result))
+                self.archive.append(found[-1])
         self.population = tools.selNSGA2(self.population + found, self.config.population)
         self._asked = None
         self.generation += 1
@@ -139,6 +143,12 @@ class Evolution:
             if not best or individual.scores.damage < best[-1].scores.damage:
                 best.append(individual)
         return best
+
+    def _improves(self, scores: Scores) -> bool:
+        """Whether nothing found so far is as fast and as good."""
+        return not any(
+            i.scores.latency_s <= scores.latency_s and i.scores.damage <= scores.damage for i in self.archive
+        )
 
     def _fresh(self, candidate: Candidate) -> bool:
         name = candidate.digest
@@ -172,7 +182,7 @@ class Evolution:
         return found
 
     def _child(self) -> Candidate:
-        return vary(self._parents(), self.space, self.config, self.rng, self._refuse)
+        return vary(self._parents(), self.space, self.credit.shares(), self.rng, self._refuse)
 
     def _chain(self) -> Candidate:
         """The original after one to CHAIN mutations."""

@@ -5,7 +5,8 @@ What is made but does not type-check is told to ``refuse``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,8 @@ from opadapt.search.seen import Seen
 from opadapt.search.space import Rule, Space
 
 ATTEMPTS = 30  # tries before a variation gives up; most edits of a small program do not type-check
+
+CROSSOVER = "crossover"
 
 Refuse = Callable[[ProgramError | Refused], None]
 
@@ -89,6 +92,19 @@ def _shallower(original: Candidate, count: int, keep: int) -> Candidate:
     return tidy(program, original.bindings, origin, original.samples)
 
 
+def ways(space: Space, config: SearchConfig) -> dict[str, float]:
+    """The ways of variation, each with its share of the trials: crossover, every rule of the space, every point
+    mutation."""
+    rules = config.rewrite if space.rules else 0.0
+    shares = {CROSSOVER: config.crossover}
+    for kind, names, share in (
+        ("rule", [rule.name for rule in space.rules], rules),
+        ("mutation", list(MUTATIONS), 1 - rules),
+    ):
+        shares |= {f"{kind} {name}": (1 - config.crossover) * share / len(names) for name in names}
+    return shares
+
+
 def mutate(
     candidate: Candidate,
     space: Space,
@@ -97,26 +113,16 @@ def mutate(
     refuse: Refuse = _uncounted,
 ) -> Candidate:
     """One mutation: a rule at a random match, or a point mutation. Raises DoesNotApply when all tries fail."""
-    for _ in range(ATTEMPTS):
-        try:
-            if rng.random() < config.rewrite and space.rules:
-                return _rewrite_somewhere(candidate, space, rng)
-            return _point(candidate, space, rng)
-        except DoesNotApply:
-            continue
-        except (ProgramError, Refused) as error:
-            refuse(error)
-    raise DoesNotApply(f"no mutation fits after {ATTEMPTS} tries")
+    alone = config.model_copy(update={"crossover": 0.0})
+    return vary((candidate, candidate), space, ways(space, alone), rng, refuse)
 
 
-def _rewrite_somewhere(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
-    rule = pick(rng, space.rules, "rule")
+def _rewrite_somewhere(candidate: Candidate, rule: Rule, rng: np.random.Generator) -> Candidate:
     match, choice = pick(rng, list(variants(rule, candidate.program)), f"match of rule {rule.name}")
     return rewrite(candidate, rule, match, choice, int(rng.integers(2**31)))
 
 
-def _point(candidate: Candidate, space: Space, rng: np.random.Generator) -> Candidate:
-    name = pick(rng, list(MUTATIONS), "mutation")
+def _point(candidate: Candidate, name: str, space: Space, rng: np.random.Generator) -> Candidate:
     program = MUTATIONS[name](candidate.program, rng, space)
     seed = int(rng.integers(2**31))
     bindings = tuple(rebind(program, b, np.random.default_rng(seed)) for b in candidate.bindings)
@@ -181,18 +187,30 @@ def _free(stem: str, taken: set[str]) -> str:
 def vary(
     parents: tuple[Candidate, Candidate],
     space: Space,
-    config: SearchConfig,
+    shares: Mapping[str, float],
     rng: np.random.Generator,
     refuse: Refuse = _uncounted,
 ) -> Candidate:
-    """A child: crossover with the configured probability, a mutation otherwise or when no cut fits. Raises
-    DoesNotApply when all tries fail."""
-    if rng.random() < config.crossover:
-        for _ in range(ATTEMPTS):
-            try:
-                return crossover(*parents, rng)
-            except DoesNotApply:
-                break
-            except ProgramError as error:
-                refuse(error)
-    return mutate(parents[0], space, config, rng, refuse)
+    """A child of both parents by crossover, or of the first by a mutation: one of the ``ways``, as often as its share
+    says. Raises DoesNotApply when all tries fail."""
+    names, probabilities = list(shares), np.array(list(shares.values()))
+    for _ in range(ATTEMPTS):
+        way = names[int(rng.choice(len(names), p=probabilities / probabilities.sum()))]
+        try:
+            return replace(_varied(way, parents, space, rng), by=way)
+        except DoesNotApply:
+            continue
+        except (ProgramError, Refused) as error:
+            refuse(error)
+    raise DoesNotApply(f"no variation fits after {ATTEMPTS} tries")
+
+
+def _varied(
+    way: str, parents: tuple[Candidate, Candidate], space: Space, rng: np.random.Generator
+) -> Candidate:
+    kind, _, name = way.partition(" ")
+    if kind == CROSSOVER:
+        return crossover(*parents, rng)
+    if kind == "rule":
+        return _rewrite_somewhere(parents[0], space.rule(name), rng)
+    return _point(parents[0], name, space, rng)

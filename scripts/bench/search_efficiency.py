@@ -2,7 +2,7 @@
 """How well each way of searching uses its trials: hypervolume against trials, evolution beside its ablations.
 
     python scripts/bench/search_efficiency.py -c configs/quickstart/quickstart.yaml [--trials 500] [--seeds 5]
-        [--group 0] [--out build/efficiency]
+        [--group 0] [--methods evolution random] [--out build/efficiency]
 
 For every seed the worst group of the model (or the ``--group``-th worst) is searched by each method with the same
 number of trials: a trial is a candidate that was asked for, refused or not. The hypervolume is the share of the unit
@@ -43,6 +43,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "evolution": {},
     "no crossover": {"crossover": 0.0},
     "no rules": {"rewrite": 0.0, "space": "without rules"},
+    "not adaptive": {"adaptive": False},
     "random": {"method": "random"},
 }
 
@@ -156,13 +157,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--group", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("build/efficiency"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     base = load_experiment(given.config)
-    curves: dict[str, list[list[float]]] = {method: [] for method in METHODS}
+    curves: dict[str, list[list[float]]] = {method: [] for method in given.methods}
     for seed in range(given.seeds):
-        for method in METHODS:
+        for method in given.methods:
             experiment = variant(base, method, seed, given.trials, given.out.absolute())
             curves[method].append(curve(*searched(experiment, given.group), given.trials))
         show({m: c for m, c in curves.items() if c}, given.trials)

@@ -20,7 +20,7 @@ from opadapt.search.config import SearchConfig
 from opadapt.search.edit import DoesNotApply
 from opadapt.search.point import MUTATIONS
 from opadapt.search.space import load_space
-from opadapt.search.vary import crossover, mutate, seeds, vary
+from opadapt.search.vary import CROSSOVER, crossover, mutate, seeds, vary, ways
 
 ORIGINAL = block_candidate(members=2)
 SPACE = load_space()
@@ -107,7 +107,7 @@ def test_a_point_mutation_is_named() -> None:
 
 def test_what_does_not_type_check_is_told_and_what_does_not_apply_is_not() -> None:
     told: list[ProgramError | Refused] = []
-    for seed in range(20):
+    for seed in range(60):
         mutate(ORIGINAL, SPACE, SearchConfig(rewrite=0.0), np.random.default_rng(seed), told.append)
     assert told
     assert not any(isinstance(error, DoesNotApply) for error in told)
@@ -129,7 +129,7 @@ def test_a_mutation_that_never_fits_gives_up() -> None:
     # one instruction, which no other may replace: it can be dropped, and no more
     left = mutate(Candidate(program, ({},), "original"), nothing, CONFIG, np.random.default_rng(0))
     assert left.program.body == ()
-    with pytest.raises(DoesNotApply, match="no mutation fits"):
+    with pytest.raises(DoesNotApply, match="no variation fits"):
         mutate(left, nothing, CONFIG, np.random.default_rng(0))
 
 
@@ -144,10 +144,31 @@ def test_same_rng_same_children() -> None:
     def children(seed: int) -> list[str]:
         rng = np.random.default_rng(seed)
         parents = tuple(seeds(ORIGINAL, SPACE, 0))[:2]
-        return [print_program(vary((parents[0], parents[1]), SPACE, CONFIG, rng).program) for _ in range(8)]
+        shares = ways(SPACE, CONFIG)
+        return [print_program(vary((parents[0], parents[1]), SPACE, shares, rng).program) for _ in range(8)]
 
     assert children(5) == children(5)
     assert children(5) != children(6)
+
+
+def test_the_ways_share_the_trials_as_the_settings_say() -> None:
+    shares = ways(SPACE, SearchConfig(crossover=0.3, rewrite=0.5))
+    assert shares[CROSSOVER] == 0.3
+    for kind, count in (("rule ", len(SPACE.rules)), ("mutation ", len(MUTATIONS))):
+        found = [share for way, share in shares.items() if way.startswith(kind)]
+        assert found == pytest.approx([0.35 / count] * count)
+    assert ways(replace(SPACE, rules=()), SearchConfig(crossover=0.0)).keys() == {
+        CROSSOVER,
+        *(f"mutation {name}" for name in MUTATIONS),
+    }
+
+
+def test_a_way_without_a_share_is_never_gone() -> None:
+    parents = tuple(seeds(ORIGINAL, SPACE, 0))[:2]
+    rng = np.random.default_rng(0)
+    shares = dict.fromkeys(ways(SPACE, CONFIG), 0.0) | {"rule separable": 0.2, "mutation kernel": 0.2}
+    made = {vary((parents[0], parents[1]), SPACE, shares, rng).by for _ in range(20)}
+    assert made == {"rule separable", "mutation kernel"}
 
 
 def test_inherit_keeps_the_centre_of_a_kernel_and_zeroes_around_it() -> None:
