@@ -124,15 +124,13 @@ class Evolution:
         """The results of what ``ask`` gave, in its order. Raises RuntimeError out of order."""
         if self._asked is None or len(results) != len(self._asked):
             raise RuntimeError("tell: one result per candidate asked for, once")
-        found = []
+        known = len(self.archive)
         for candidate, result in zip(self._asked, results, strict=True):
-            improved = not isinstance(result, Refused) and self._improves(result)
             if self.config.adaptive and candidate.by:
-                self.credit.record(candidate.by, improved)
+                self.credit.record(candidate.by, self._improves(result))
             if not isinstance(result, Refused):
-                found.append(Individual(candidate, result))
-                self.archive.append(found[-1])
-        self.population = tools.selNSGA2(self.population + found, self.config.population)
+                self.archive.append(Individual(candidate, result))
+        self.population = tools.selNSGA2(self.population + self.archive[known:], self.config.population)
         self._asked = None
         self.generation += 1
 
@@ -144,10 +142,10 @@ class Evolution:
                 best.append(individual)
         return best
 
-    def _improves(self, scores: Scores) -> bool:
+    def _improves(self, result: Scores | Refused) -> bool:
         """Whether nothing found so far is as fast and as good."""
-        return not any(
-            i.scores.latency_s <= scores.latency_s and i.scores.damage <= scores.damage for i in self.archive
+        return not isinstance(result, Refused) and not any(
+            i.scores.latency_s <= result.latency_s and i.scores.damage <= result.damage for i in self.archive
         )
 
     def _fresh(self, candidate: Candidate) -> bool:
