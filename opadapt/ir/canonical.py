@@ -20,14 +20,15 @@ from opadapt.ir.text import print_program
 from opadapt.ir.types import TensorType
 
 
-def live_values(program: Program, output: int | None = None) -> frozenset[int]:
-    """The values that a value (the program's output, unless given) depends on, itself included."""
+def live_values(program: Program, output: int | None = None, given: int | None = None) -> frozenset[int]:
+    """The values that a value (the program's output, unless given) depends on, itself included. What ``given`` is made
+    of is left out."""
     live, pending = set[int](), [program.output if output is None else output]
     while pending:
         value = pending.pop()
         if value not in live:
             live.add(value)
-            if value >= len(program.inputs):
+            if value >= len(program.inputs) and value != given:
                 pending.extend(program[value].args)
     return frozenset(live)
 

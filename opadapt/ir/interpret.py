@@ -14,6 +14,11 @@ from opadapt.ir.spec import Array
 
 def run(program: Program, inputs: Sequence[Array], binding: Binding) -> Array:
     """Evaluate a program on float32 arrays (batch free). Raises ProgramError where an array does not fit."""
+    return run_all(program, inputs, binding)[program.output]
+
+
+def run_all(program: Program, inputs: Sequence[Array], binding: Binding) -> list[Array]:
+    """All values of a program, by number. Raises ProgramError where an array does not fit."""
     if len(inputs) != len(program.inputs):
         raise ProgramError("number of inputs", expected=str(len(program.inputs)), found=str(len(inputs)))
     batch: int | None = None  # the first input that has one decides
@@ -35,4 +40,4 @@ def run(program: Program, inputs: Sequence[Array], binding: Binding) -> Array:
         else:
             with np.errstate(all="ignore"):  # values that are not finite mean something, too
                 values.append(spec_of(step.op).meaning([values[a] for a in step.args], step.attr))
-    return values[program.output]
+    return values

@@ -53,15 +53,9 @@ def parts(program: Program) -> tuple[Part, ...]:
 
 def _between(program: Program, start: int, end: int) -> Program:
     """What makes a cut point of an earlier one."""
-    needed, pending = {start}, [end]
-    while pending:
-        value = pending.pop()
-        if value not in needed:
-            needed.add(value)
-            pending.extend(program[value].args)
     builder = Builder([program.types[start]])
     numbers = {start: 0}
-    for value in sorted(needed - {start}):
+    for value in sorted(live_values(program, end, given=start) - {start}):
         step = program[value]
         numbers[value] = builder.append(
             Instruction(step.op, tuple(numbers[a] for a in step.args), step.attrs)

@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 
 from opadapt.errors import ProgramError, Refused
-from opadapt.ir.program import Binding, Builder, Instruction, Program
 from opadapt.search.candidate import Candidate, rebind, tidy
 from opadapt.search.config import SearchConfig
+from opadapt.search.crossover import crossover
 from opadapt.search.depth import depths, evenly, parts, shortened
 from opadapt.search.edit import DoesNotApply, pick
 from opadapt.search.point import MUTATIONS
@@ -127,61 +127,6 @@ def _point(candidate: Candidate, name: str, space: Space, rng: np.random.Generat
     seed = int(rng.integers(2**31))
     bindings = tuple(rebind(program, b, np.random.default_rng(seed)) for b in candidate.bindings)
     return tidy(program, bindings, f"{candidate.origin} > {name}", candidate.samples)
-
-
-def _renamed(program: Program, taken: dict[str, str]) -> list[Instruction]:
-    return [
-        Instruction(s.op, s.args, tuple((k, taken.get(v, v) if k == "name" else v) for k, v in s.attrs))
-        if s.op == "param"
-        else s
-        for s in program.body
-    ]
-
-
-def crossover(first: Candidate, second: Candidate, rng: np.random.Generator) -> Candidate:
-    """The second's program with one of its values computed by the first: a prefix of one, a suffix of the
-    other, cut where the tensor types are equal. Raises DoesNotApply where no cut points agree."""
-    a, b = first.program, second.program
-    cuts = [
-        (u, v)
-        for u in range(len(a.inputs), len(a.types))
-        for v in range(len(b.inputs), len(b.types))
-        if a.types[u] == b.types[v] and a.types[u].batch_axis == 0 and v != b.output
-    ]
-    u, v = pick(rng, cuts, "cut points of equal type")
-    names = {
-        name: _free(name, set(a.params) | set(b.params))
-        for name in b.params
-        if name in a.params and not _same_weights(name, first.bindings, second.bindings)
-    }
-    builder = Builder(a.inputs)
-    for step in a.body:
-        builder.append(step)
-    numbers = list(range(len(b.inputs)))
-    for position, step in enumerate(_renamed(b, names)):
-        value = b.number(position)
-        numbers.append(
-            u
-            if value == v
-            else builder.append(Instruction(step.op, tuple(numbers[x] for x in step.args), step.attrs))
-        )
-    program = builder.build(numbers[b.output])
-    bindings = tuple(
-        {**{names.get(k, k): w for k, w in theirs.items()}, **mine}
-        for mine, theirs in zip(first.bindings, second.bindings, strict=True)
-    )
-    return tidy(program, bindings, f"({first.origin}) x ({second.origin})", first.samples)
-
-
-def _same_weights(name: str, first: tuple[Binding, ...], second: tuple[Binding, ...]) -> bool:
-    return all(np.array_equal(x[name], y[name]) for x, y in zip(first, second, strict=True))
-
-
-def _free(stem: str, taken: set[str]) -> str:
-    number = 1
-    while f"{stem}_{number}" in taken:
-        number += 1
-    return f"{stem}_{number}"
 
 
 def vary(

@@ -18,10 +18,11 @@ from opadapt.ir.program import Binding, Program
 from opadapt.ir.text import parse_program
 from opadapt.search.candidate import Candidate
 from opadapt.search.config import SearchConfig
+from opadapt.search.crossover import crossover
 from opadapt.search.initial import FUNCTIONS
 from opadapt.search.rewrite import variants
 from opadapt.search.seen import Seen, ending_in
-from opadapt.search.vary import crossover, mutate, rewrite, seeds
+from opadapt.search.vary import mutate, rewrite, seeds
 
 # rule, program, first layer, its bias, the axis of its outputs, second layer, the axis of its inputs
 CUTS = [
