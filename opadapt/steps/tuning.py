@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -181,9 +182,10 @@ def _within_budget(context: Context, tag: str, share: Share) -> FinetuneConfig:
 
 
 def _part(config: FinetuneConfig, part: float) -> FinetuneConfig:
-    """The settings with a part of their epochs, those with the teacher among them, one at least, and of their
-    minutes."""
-    epochs, taught = (n and max(1, round(n * part)) for n in (config.epochs, config.teacher_epochs))
+    """The settings with a part of their minutes and of their epochs, those with the teacher among them: one at least,
+    rounded down, so that equal parts together have no more than all."""
+    part_up = part + 1e-9  # three times a third is one
+    epochs, taught = (n and max(1, math.floor(n * part_up)) for n in (config.epochs, config.teacher_epochs))
     minutes = config.minutes and config.minutes * part
     return config.model_copy(update={"epochs": epochs, "teacher_epochs": taught, "minutes": minutes})
 

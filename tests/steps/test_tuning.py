@@ -75,6 +75,15 @@ def test_a_share_has_its_share_of_the_epochs_with_the_teacher(
     assert [(c.epochs, c.teacher_epochs) for c in asked] == [(3, 1)]
 
 
+@pytest.mark.parametrize(("epochs", "count"), [(3, 2), (5, 2), (11, 3), (30, 30), (7, 4)])
+def test_equal_shares_have_no_more_epochs_together_than_are_asked_for(
+    make_context: Callable[..., Context], asked: list[FinetuneConfig], epochs: int, count: int
+) -> None:
+    tuned(make_context(finetune={"epochs": epochs}), "one", share=WHOLE.part(1 / count))
+    assert asked[0].epochs is not None
+    assert epochs - count < asked[0].epochs * count <= epochs
+
+
 def test_a_share_of_no_epochs_is_none(
     make_context: Callable[..., Context], asked: list[FinetuneConfig]
 ) -> None:
