@@ -6,10 +6,12 @@
 
 For every seed the worst group of the model (or the ``--group``-th worst) is searched by each method with the same
 number of trials: a trial is a candidate that was asked for, refused or not. The hypervolume is the share of the unit
-square (latency over the original's, error of the region's output after a short distillation, at most 1) that the scored
-candidates dominate; 0 is the original alone. Prints the median and the 95 % interval of the mean over the seeds
-(Student's t) at several numbers of trials, and writes efficiency.json and efficiency.png. Interrupted, it goes on where
-it was. Needs the packages of the dependency group "bench".
+square (latency over the original's, error of the region's output after a short distillation, at most 1) that the
+scored candidates dominate; 0 is the original alone. What a candidate saves is measured beside the original; the
+group's share of the model's latency, which it is a part of, is the median of the profiles of all runs. Prints the
+median and the 95 % interval of the mean over the seeds (Student's t) at several numbers of trials, then the mean by
+which the first method is ahead of each other one, seed by seed, with its interval, and writes efficiency.json and
+efficiency.png. Interrupted, it goes on where it was. Needs the packages of the dependency group "bench".
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from ruamel.yaml import YAML
 from scipy.stats import t as student
 
@@ -38,7 +41,7 @@ from opadapt.steps.baseline import measure
 from opadapt.steps.context import open_context
 from opadapt.steps.explore import explore, rank_groups
 
-SHOWN = (50, 100, 200, 300, 400, 500, 750, 1000)
+SHOWN = (100, 200, 300, 500, 1000)
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "evolution": {},
     "no crossover": {"crossover": 0.0},
@@ -76,8 +79,28 @@ def variant(base: Experiment, method: str, seed: int, trials: int, out: Path) ->
     return base.model_copy(update=changes)
 
 
-def searched(experiment: Experiment, number: int) -> tuple[float, list[dict[str, Any]]]:
-    """Latency of one member of the group (s), and the journal's rows of its candidates in the order asked for."""
+@dataclass(frozen=True)
+class Searched:
+    """The group's share of the model's latency by the run's profile, and for every trial in the order asked for the
+    share of the model's latency that it saves and its damage; None of one that was refused."""
+
+    share: float
+    trials: Sequence[tuple[float, float] | None]
+
+    def curve(self, share: float, trials: int) -> list[float]:
+        """The hypervolume after each trial, where the group has this share of the model's latency."""
+        points: list[tuple[float, float]] = []
+        found = []
+        for trial in self.trials[:trials]:
+            if trial is not None:
+                saved, damage = trial
+                points.append((max(1 - saved / share, 0.0), max(min(damage, 1.0), 0.0)))
+            found.append(hypervolume(points))
+        return found
+
+
+def searched(experiment: Experiment, number: int) -> Searched:
+    """A search of the group, from its run's journal as far as that goes."""
     folder = experiment.runs / str(experiment.name)
     experiment = open_run(folder) if folder.exists() else experiment
     if not folder.exists():
@@ -90,7 +113,15 @@ def searched(experiment: Experiment, number: int) -> tuple[float, list[dict[str,
         ranked = rank_groups(context, context.original, profile)[number]
         activations = record(context, context.dataset, context.original, [ranked.group], "round0")
         run(explore(context, context.original, profile, ranked, activations))
-        return ranked.member_s, [row for _, row in context.journal.results("candidate")]
+        share = ranked.latency_s / profile.wall.value
+        rows = [row for _, row in context.journal.results("candidate")]
+    return Searched(
+        share,
+        [
+            ((1 - row["latency_s"] / ranked.member_s) * share, row["damage"]) if "latency_s" in row else None
+            for row in rows
+        ],
+    )
 
 
 def hypervolume(points: list[tuple[float, float]]) -> float:
@@ -101,17 +132,6 @@ def hypervolume(points: list[tuple[float, float]]) -> float:
             area += (1 - x) * (lowest - y)
             lowest = y
     return area
-
-
-def curve(member_s: float, rows: list[dict[str, Any]], trials: int) -> list[float]:
-    """The hypervolume after each trial."""
-    points: list[tuple[float, float]] = []
-    found = []
-    for row in rows[:trials]:
-        if "latency_s" in row:
-            points.append((row["latency_s"] / member_s, max(min(row["damage"], 1.0), 0.0)))
-        found.append(hypervolume(points))
-    return found
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -125,15 +145,23 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def show(curves: Mapping[str, list[list[float]]], trials: int) -> None:
     columns = [n for n in SHOWN if n <= trials]
-    table = Table("method", *(f"{n} trials" for n in columns))
-    for method, found in curves.items():
-        cells = []
-        for number in columns:
-            values = [c[min(number, len(c)) - 1] for c in found]
-            low, high = interval(values)
-            cells.append(f"{statistics.median(values):.3f}\n{low:.3f}-{high:.3f}")
-        table.add_row(method, *cells)
+    first, *others = curves
+    table = Table(Column("method", width=12), *(f"{n} trials" for n in columns))
+    at = {m: [[c[min(n, len(c)) - 1] for c in found] for n in columns] for m, found in curves.items()}
+    for method, found in at.items():
+        table.add_row(method, *(cell(f"{statistics.median(values):.3f}", values) for values in found))
+    for other in others:
+        # seed by seed: searches of one seed share what was measured
+        found = [
+            [a - b for a, b in zip(*pair, strict=False)] for pair in zip(at[first], at[other], strict=True)
+        ]
+        table.add_row(f"{first} less {other}", *(cell(f"{statistics.mean(v):+.3f}", v) for v in found))
     Console(width=80).print(table)
+
+
+def cell(figure: str, values: list[float]) -> str:
+    low, high = interval(values)
+    return f"{figure}\n{low:.3f}..{high:.3f}"
 
 
 def picture(curves: Mapping[str, list[list[float]]], file: Path) -> None:
@@ -162,12 +190,14 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     base = load_experiment(given.config)
-    curves: dict[str, list[list[float]]] = {method: [] for method in given.methods}
+    runs: dict[str, list[Searched]] = {method: [] for method in given.methods}
     for seed in range(given.seeds):
         for method in given.methods:
             experiment = variant(base, method, seed, given.trials, given.out.absolute())
-            curves[method].append(curve(*searched(experiment, given.group), given.trials))
-        show({m: c for m, c in curves.items() if c}, given.trials)
+            runs[method].append(searched(experiment, given.group))
+        share = statistics.median(run.share for found in runs.values() for run in found)
+        curves = {m: [run.curve(share, given.trials) for run in found] for m, found in runs.items()}
+        show(curves, given.trials)
     (given.out / "efficiency.json").write_text(json.dumps(curves))
     picture(curves, given.out / "efficiency.png")
     print(f"written to {given.out}")
