@@ -2,16 +2,18 @@
 """How well each way of searching uses its trials: hypervolume against trials, evolution beside its ablations.
 
     python scripts/bench/search_efficiency.py -c configs/quickstart/quickstart.yaml [--trials 500] [--seeds 5]
-        [--group 0] [--methods evolution random] [--out build/efficiency]
+        [--group 0] [--methods evolution random] [--error 1.0] [--out build/efficiency]
 
 For every seed the worst group of the model (or the ``--group``-th worst) is searched by each method with the same
 number of trials: a trial is a candidate that was asked for, refused or not. The hypervolume is the share of the unit
-square (latency over the original's, error of the region's output after a short distillation, at most 1) that the
-scored candidates dominate; 0 is the original alone. What a candidate saves is measured beside the original; the
-group's share of the model's latency, which it is a part of, is the median of the profiles of all runs. Prints the
-median and the 95 % interval of the mean over the seeds (Student's t) at several numbers of trials, then the mean by
-which the first method is ahead of each other one, seed by seed, with its interval, and writes efficiency.json and
-efficiency.png. Interrupted, it goes on where it was. Needs the packages of the dependency group "bench".
+square (latency over the original's, error of the region's output after a short distillation over ``--error``, both at
+most 1) that the scored candidates dominate; 0 is the original alone. An ``--error`` that leaving the region out does
+not reach tells more than 1: there most of the area is that program's. What a candidate saves is measured beside the
+original; the group's share of the model's latency, which it is a part of, is the median of the profiles of all runs.
+Prints the median and the 95 % interval of the mean over the seeds (Student's t) at several numbers of trials, then
+the mean by which the first method is ahead of each other one, seed by seed, with its interval, and writes
+efficiency.json and efficiency.png. Interrupted, it goes on where it was. Needs the packages of the dependency group
+"bench".
 """
 
 from __future__ import annotations
@@ -87,14 +89,14 @@ class Searched:
     share: float
     trials: Sequence[tuple[float, float] | None]
 
-    def curve(self, share: float, trials: int) -> list[float]:
-        """The hypervolume after each trial, where the group has this share of the model's latency."""
+    def curve(self, share: float, error: float, trials: int) -> list[float]:
+        """The hypervolume after each trial up to an error, where the group has this share of the model's latency."""
         points: list[tuple[float, float]] = []
         found = []
         for trial in self.trials[:trials]:
             if trial is not None:
                 saved, damage = trial
-                points.append((max(1 - saved / share, 0.0), max(min(damage, 1.0), 0.0)))
+                points.append((max(1 - saved / share, 0.0), max(min(damage / error, 1.0), 0.0)))
             found.append(hypervolume(points))
         return found
 
@@ -186,6 +188,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--group", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--error", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path("build/efficiency"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -196,7 +199,9 @@ def main() -> None:
             experiment = variant(base, method, seed, given.trials, given.out.absolute())
             runs[method].append(searched(experiment, given.group))
         share = statistics.median(run.share for found in runs.values() for run in found)
-        curves = {m: [run.curve(share, given.trials) for run in found] for m, found in runs.items()}
+        curves = {
+            m: [run.curve(share, given.error, given.trials) for run in found] for m, found in runs.items()
+        }
         show(curves, given.trials)
     (given.out / "efficiency.json").write_text(json.dumps(curves))
     picture(curves, given.out / "efficiency.png")
