@@ -177,13 +177,15 @@ class Sshd:
 
     def start(self) -> None:
         log = self.folder / "sshd.log"
+        log.touch()
+        said = len(log.read_text())
         command = [SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(log)]
         self._process = subprocess.Popen(command, start_new_session=True)
 
         def listens() -> bool:
+            # by its own word: a connection could be answered by what is left of the server before it
             assert self._process is not None and self._process.poll() is None, log.read_text()
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return f"Server listening on 127.0.0.1 port {self.port}" in log.read_text()[said:]
 
         wait_for(listens, "sshd")
 
@@ -198,6 +200,12 @@ class Sshd:
         for pid in ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        wait_for(self._is_closed, "the end of sshd")
+
+    def _is_closed(self) -> bool:
+        """Nothing listens: a child that has just been forked holds its parent's listening socket for a moment."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) != 0
 
     def close(self) -> None:
         """Stop for good: the port is anybody's."""
